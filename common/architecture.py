@@ -1,0 +1,250 @@
+"""What a network is, as data: its stages, its blocks, and the names and shapes of its parameters.
+
+Every package builds from this description, so the four networks cannot drift apart in shape.
+He et al., "Deep Residual Learning for Image Recognition" (2015), section 3.3 and table 1;
+Xie et al., "Aggregated Residual Transformations for Deep Neural Networks" (2016), section 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from common.errors import BadInput
+
+Shape = tuple[int, ...]
+
+ZOO: dict[str, dict[str, Any]] = {
+    "resnet18": {"stages": ((2, 64), (2, 128), (2, 256), (2, 512))},
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One residual block: the constructor arguments of its class, its name and its input."""
+
+    name: str
+    in_channels: int
+    num_channels: int
+    strides: int
+    groups: int | None
+    bot_mul: float
+
+    @property
+    def use_1x1conv(self) -> bool:
+        """Whether the shortcut needs a 1×1 convolution to change the shape."""
+        return self.strides != 1 or self.in_channels != self.num_channels
+
+    @property
+    def bot_channels(self) -> int:
+        """Channels of the bottleneck, rounded as the d2l chapter does."""
+        return int(round(self.num_channels * self.bot_mul))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `Residual`, or of `ResNeXtBlock` where `groups` is set."""
+        shortcut = {"use_1x1conv": self.use_1x1conv, "strides": self.strides}
+        if self.groups is None:
+            return {"num_channels": self.num_channels, **shortcut}
+        return {
+            "num_channels": self.num_channels,
+            "groups": self.groups,
+            "bot_mul": self.bot_mul,
+            **shortcut,
+        }
+
+    def layers(self) -> list[tuple[str, Shape]]:
+        """Layers in the order data meets them: ("conv1", OIHW shape) or ("bn1", (channels,))."""
+        c, c_in, bot = self.num_channels, self.in_channels, self.bot_channels
+        if self.groups is None:
+            layers = [("conv1", (c, c_in, 3, 3)), ("bn1", (c,)), ("conv2", (c, c, 3, 3)), ("bn2", (c,))]
+            shortcut = [("conv3", (c, c_in, 1, 1))]
+        else:
+            layers = [
+                ("conv1", (bot, c_in, 1, 1)),
+                ("bn1", (bot,)),
+                ("conv2", (bot, self.groups, 3, 3)),
+                ("bn2", (bot,)),
+                ("conv3", (c, bot, 1, 1)),
+                ("bn3", (c,)),
+            ]
+            shortcut = [("conv4", (c, c_in, 1, 1)), ("bn4", (c,))]
+        return layers + shortcut if self.use_1x1conv else layers
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A ResNet or ResNeXt for images.
+
+    Args:
+        stages: one `(num_residuals, num_channels)` per stage.
+        block: "residual" (two 3×3 convolutions) or "resnext" (a grouped bottleneck).
+        in_channels: channels of the image.
+        num_classes: number of logits.
+        stem_channels: channels after the first convolution.
+        groups: for "resnext", the *width of a group* (the d2l name misleads): one number, or
+            one per stage. The 3×3 convolution then has `bot_channels // groups` groups.
+        bot_mul: for "resnext", bottleneck channels over block channels.
+
+    Raises:
+        ValueError: if the network cannot be built, saying why.
+    """
+
+    stages: tuple[tuple[int, int], ...]
+    block: str = "residual"
+    in_channels: int = 1
+    num_classes: int = 10
+    stem_channels: int = 64
+    groups: int | tuple[int, ...] | None = None
+    bot_mul: float = 1.0
+
+    def __post_init__(self) -> None:
+        try:
+            stages = tuple((operator.index(n), operator.index(c)) for n, c in self.stages)
+        except (TypeError, ValueError):
+            raise BadInput(
+                f"stages must be pairs (num_residuals, num_channels) of whole numbers, not {self.stages!r}"
+            ) from None
+        if not stages or min(min(stage) for stage in stages) < 1:
+            raise BadInput(f"stages must be one or more pairs of numbers from 1 up, not {stages}")
+        object.__setattr__(self, "stages", stages)
+
+        for name in ("in_channels", "num_classes", "stem_channels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise BadInput(f"{name} must be a whole number from 1 up, not {value!r}")
+
+        if self.block == "residual":
+            if self.groups is not None or self.bot_mul != 1.0:
+                raise BadInput("groups and bot_mul belong to block='resnext'; leave them out for 'residual'")
+        elif self.block == "resnext":
+            object.__setattr__(self, "groups", self._groups_per_stage())
+            self._check_bottlenecks()
+        else:
+            raise BadInput(f"block must be 'residual' or 'resnext', not {self.block!r}")
+
+    def _groups_per_stage(self) -> tuple[int, ...]:
+        groups = self.groups if isinstance(self.groups, Sequence) else (self.groups,) * len(self.stages)
+        if len(groups) != len(self.stages) or not all(isinstance(g, int) and g > 0 for g in groups):
+            raise BadInput(
+                f"block='resnext' needs groups, the width of a group: one number, or one for each of "
+                f"the {len(self.stages)} stages, not {self.groups!r}"
+            )
+        return tuple(groups)
+
+    def _check_bottlenecks(self) -> None:
+        if not (isinstance(self.bot_mul, (int, float)) and math.isfinite(self.bot_mul) and self.bot_mul > 0):
+            raise BadInput(f"bot_mul must be a number above 0, not {self.bot_mul!r}")
+        for block in (stage[0] for stage in self.blocks()):
+            check_bottleneck(block.num_channels, block.groups, block.bot_mul)
+
+    @classmethod
+    def of(cls, arch: Architecture | Sequence[tuple[int, int]], num_classes: int = 10) -> Architecture:
+        """The architecture itself, or the plain ResNet of a chapter-style tuple of stages."""
+        return arch if isinstance(arch, Architecture) else cls(tuple(arch), num_classes=num_classes)
+
+    def blocks(self) -> list[list[Block]]:
+        """The blocks of each stage. The first block of every stage but the first has stride 2."""
+        stages, in_channels = [], self.stem_channels
+        for i, (num_residuals, num_channels) in enumerate(self.stages):
+            groups = self.groups[i] if isinstance(self.groups, tuple) else None
+            stage = []
+            for j in range(num_residuals):
+                strides = 2 if j == 0 and i > 0 else 1
+                stage.append(
+                    Block(f"b{i + 2}.{j}", in_channels, num_channels, strides, groups, float(self.bot_mul))
+                )
+                in_channels = num_channels
+            stages.append(stage)
+        return stages
+
+    def stage_names(self) -> list[str]:
+        """The names of the parts of the network, first to last: b1, b2, …, last."""
+        return [f"b{k + 1}" for k in range(len(self.stages) + 1)] + ["last"]
+
+    def parameter_shapes(self) -> dict[str, Shape]:
+        """Canonical name to shape (convolutions OIHW, dense (out, in)), in the order data meets them.
+
+        Running statistics are included: they are part of the network's state.
+        """
+        stem = self.stem_channels
+        layers: list[tuple[str, Shape]] = [("b1.conv", (stem, self.in_channels, 7, 7)), ("b1.bn", (stem,))]
+        for block in (block for stage in self.blocks() for block in stage):
+            layers += [(f"{block.name}.{layer}", shape) for layer, shape in block.layers()]
+        layers.append(("last", (self.num_classes, self.stages[-1][1])))
+
+        shapes: dict[str, Shape] = {}
+        for name, shape in layers:
+            shapes[f"{name}.weight"] = shape
+            shapes[f"{name}.bias"] = shape[:1]
+            if len(shape) == 1:
+                shapes[f"{name}.running_mean"] = shape
+                shapes[f"{name}.running_var"] = shape
+        return shapes
+
+    @property
+    def smallest_input(self) -> int:
+        """The least height and width served: the product of all strides, and never more than 32."""
+        return min(32, 2 ** (len(self.stages) + 1))
+
+    def check_input(self, shape: Shape) -> None:
+        """Raise `ValueError` unless images of this (N, C, H, W) shape fit the network."""
+        if len(shape) != 4 or shape[0] < 1:
+            raise BadInput(f"images must have the shape (N, C, H, W) with N from 1 up, not {shape}")
+        if shape[1] != self.in_channels:
+            raise BadInput(
+                f"images have {shape[1]} channels but the network takes {self.in_channels}; "
+                f"give images of {self.in_channels}, or build it with in_channels={shape[1]}"
+            )
+        if min(shape[2:]) < self.smallest_input:
+            raise BadInput(
+                f"images of {shape[2]}×{shape[3]} are too small for this network; "
+                f"give {self.smallest_input}×{self.smallest_input} or more"
+            )
+
+    def to_json(self) -> str:
+        """The architecture as JSON, for a checkpoint's metadata."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Architecture:
+        """The architecture that `to_json` wrote; `ValueError` if it is not one."""
+        try:
+            fields = json.loads(text)
+            return cls(**fields)
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"not the description of an architecture ({error})") from None
+
+
+def check_bottleneck(num_channels: int, groups: int | None, bot_mul: float) -> None:
+    """Raise `ValueError` unless the bottleneck channels divide into groups of this width."""
+    bot_channels = int(round(num_channels * bot_mul))
+    if not groups or bot_channels < 1 or bot_channels % groups:
+        raise BadInput(
+            f"bot_channels = int(round({num_channels} * {bot_mul})) = {bot_channels} does not divide into "
+            f"groups of width {groups}; choose groups, the width of a group, to divide bot_channels"
+        )
+
+
+def architecture(name: str, in_channels: int = 1, num_classes: int = 10) -> Architecture:
+    """A network of the zoo by name, such as "resnet18".
+
+    Raises:
+        ValueError: if the name is unknown; the message gives the nearest one.
+    """
+    if name not in ZOO:
+        raise BadInput(unknown("architecture", name, list(ZOO)))
+    return Architecture(**ZOO[name], in_channels=in_channels, num_classes=num_classes)
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> str:
+    """The line for a name nobody knows: the nearest known one, and all of them."""
+    nearest = get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    return f"unknown {what} {name!r}; {hint}There is: {', '.join(known)}"

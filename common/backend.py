@@ -1,0 +1,202 @@
+"""The contract: one model interface, NumPy in and NumPy out, whichever framework computes.
+
+A framework joins by adding a package whose `backend.py` has a `Model`, and one line in `BACKENDS`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from common.architecture import Architecture, Shape, unknown
+from common.errors import BadInput
+from common.summary import Row, summary_rows
+from common.weights import Weights, check_weights
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One training pass, before any step: what the loss is and how every parameter moves it.
+
+    Attributes:
+        loss: mean softmax cross-entropy.
+        logits: (N, classes), computed with batch statistics.
+        gradients: canonical name to gradient, running statistics left out.
+        running: canonical name to running statistic as this pass would leave it.
+    """
+
+    loss: float
+    logits: NDArray
+    gradients: Weights
+    running: Weights
+
+
+class Model(ABC):
+    """A network in one framework. Public methods check and convert; a backend fills in the rest.
+
+    Args:
+        arch: the network.
+        dtype: "float32" or "float64".
+        device: "cpu" or "gpu".
+    """
+
+    def __init__(self, arch: Architecture, dtype: str, device: str) -> None:
+        self.arch = arch
+        self.dtype = dtype
+        self.device = device
+
+    def load_weights(self, weights: Mapping[str, NDArray]) -> None:
+        """Set every parameter and running statistic, and forget the optimizer's state.
+
+        Raises:
+            ValueError: unless names and shapes are exactly the architecture's and all is finite.
+        """
+        checked = check_weights(self.arch, weights)
+        self._load_weights({name: array.astype(self.dtype) for name, array in checked.items()})
+
+    def weights(self) -> Weights:
+        """Canonical name to a copy of the array in the model's dtype, running statistics included."""
+        return {name: np.array(array) for name, array in self._weights().items()}
+
+    def summary(self, input_shape: Shape) -> list[Row]:
+        """One row a stage for images of this (N, C, H, W) shape, measured on the model itself."""
+        activations = self.activations(np.zeros(input_shape))
+        return summary_rows(self.arch, activations, self._weights())
+
+    def predict(self, x: ArrayLike) -> NDArray:
+        """Logits (N, classes) of images (N, C, H, W), with running statistics."""
+        return self.activations(x)["last"]
+
+    def activations(self, x: ArrayLike) -> dict[str, NDArray]:
+        """Outputs of b1, b2, … as (N, C, H, W) and of last as (N, classes), with running statistics."""
+        outputs = self._activations(self._images(x))
+        return dict(zip(self.arch.stage_names(), outputs, strict=True))
+
+    def loss_and_gradients(self, x: ArrayLike, y: ArrayLike) -> Evaluation:
+        """A training pass with batch statistics that leaves the model unchanged; `y` is int (N,)."""
+        images = self._images(x)
+        return self._loss_and_gradients(images, self._labels(y, len(images)))
+
+    def train_step(
+        self, x: ArrayLike, y: ArrayLike, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+    ) -> float:
+        """One step of SGD in place; returns the loss before it.
+
+        With gradient g of the loss and parameter w, velocity v from zero:
+        g += weight_decay · w;  v = momentum · v + g;  w −= lr · v.
+        """
+        for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
+            if not 0 <= value < np.inf:
+                raise BadInput(f"{name} must be 0 or more, not {value}")
+        if not 0 < lr < np.inf:
+            raise BadInput(f"lr must be above 0, not {lr}")
+        images = self._images(x)
+        return self._train_step(images, self._labels(y, len(images)), lr, momentum, weight_decay)
+
+    def _images(self, x: ArrayLike) -> NDArray:
+        images = np.asarray(x)
+        if images.dtype.kind not in "fiub":
+            raise BadInput(f"images must be numbers, not {images.dtype}")
+        self.arch.check_input(images.shape)
+        return np.ascontiguousarray(images, dtype=self.dtype)
+
+    def _labels(self, y: ArrayLike, count: int) -> NDArray:
+        labels = np.asarray(y)
+        if labels.dtype.kind not in "iu" or labels.shape != (count,):
+            raise BadInput(f"labels must be whole numbers of shape ({count},), not {labels.dtype} {labels.shape}")
+        if labels.min() < 0 or labels.max() >= self.arch.num_classes:
+            raise BadInput(f"labels must be from 0 to {self.arch.num_classes - 1}, the network's classes")
+        return labels.astype(np.int32)
+
+    @abstractmethod
+    def _load_weights(self, weights: Weights) -> None: ...
+
+    @abstractmethod
+    def _weights(self) -> Weights: ...
+
+    @abstractmethod
+    def _activations(self, x: NDArray) -> list[NDArray]: ...
+
+    @abstractmethod
+    def _loss_and_gradients(self, x: NDArray, y: NDArray) -> Evaluation: ...
+
+    @abstractmethod
+    def _train_step(self, x: NDArray, y: NDArray, lr: float, momentum: float, weight_decay: float) -> float: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where a backend lives and how its framework is installed; nothing is imported until `build`."""
+
+    name: str
+    module: str
+    framework: str
+    install: str
+
+    @property
+    def installed(self) -> bool:
+        """Whether the framework is there, found without importing it."""
+        return find_spec(self.framework) is not None
+
+    def build(self, arch: Architecture, dtype: str = "float32", device: str = "cpu") -> Any:
+        """A `Model` of this architecture, with the weights `initial_weights` draws from seed 0.
+
+        Raises:
+            ValueError: for an unknown dtype or device, or a GPU that is not there.
+        """
+        if dtype not in ("float32", "float64"):
+            raise BadInput(f"unknown dtype {dtype!r}; give float32 or float64")
+        if device not in ("cpu", "gpu"):
+            raise BadInput(f"unknown device {device!r}; give cpu or gpu")
+        return import_module(self.module).Model(arch, dtype, device)
+
+
+ORACLE = Backend("oracle", "common.oracle", "numpy", "pip install numpy")
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            "mxnet",
+            "resnet_mxnet.backend",
+            "mxnet",
+            # MXNet's metadata asks for NumPy 1, which no current JAX shares; it runs on NumPy 2.
+            'pip install "resnet-tabs[mxnet]" && pip install --no-deps mxnet==1.9.1',
+        ),
+        Backend("torch", "resnet_torch.backend", "torch", 'pip install "resnet-tabs[torch]"'),
+        Backend("tf", "resnet_tf.backend", "tensorflow", 'pip install "resnet-tabs[tf]"'),
+        Backend("jax", "resnet_jax.backend", "flax", 'pip install "resnet-tabs[jax]"'),
+    )
+}
+
+
+def available_backends() -> list[str]:
+    """Names of the frameworks installed here; the oracle always is, and is not listed."""
+    return [name for name, backend in BACKENDS.items() if backend.installed]
+
+
+def find_backend(name: str) -> Backend:
+    """The registry's entry, installed or not; `ValueError` with the nearest name if there is none."""
+    registry = {**BACKENDS, ORACLE.name: ORACLE}
+    if name not in registry:
+        raise BadInput(unknown("backend", name, list(registry)))
+    return registry[name]
+
+
+def load_backend(name: str) -> Backend:
+    """A backend by name, ready to `build`.
+
+    Raises:
+        ValueError: if the name is unknown, or the framework is not installed; the message says how to.
+    """
+    backend = find_backend(name)
+    if not backend.installed:
+        raise BadInput(f"backend {name!r} is not installed; run: {backend.install}")
+    return backend

@@ -1,0 +1,300 @@
+"""The specification, executable: the network in float64 NumPy, forward and backward.
+
+Each operation returns its output and a function from the gradient of the loss with respect to that
+output to the gradients with respect to its inputs. A network is operations in a row, and its
+gradient is the same row walked backwards: that is all of backpropagation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+import common.backend as contract
+from common.architecture import Architecture, Block
+from common.errors import BadInput
+from common.weights import Weights, initial_weights, is_statistic
+
+EPSILON = 1e-5  # added to the variance in batch norm
+DECAY = 0.9  # share of the old value that a running statistic keeps
+
+Array = NDArray[np.float64]
+
+
+def pad(x: Array, padding: int, value: float = 0.0) -> Array:
+    """(N, C, H, W) → (N, C, H + 2p, W + 2p)."""
+    p = padding
+    return np.pad(x, ((0, 0), (0, 0), (p, p), (p, p)), constant_values=value)
+
+
+def windows(x: Array, size: int, stride: int) -> Array:
+    """(N, C, H, W) → (N, C, H', W', size, size): every window, as a view."""
+    return sliding_window_view(x, (size, size), axis=(2, 3))[:, :, ::stride, ::stride]
+
+
+def scatter_windows(dwindows: Array, shape: tuple[int, ...], stride: int) -> Array:
+    """The gradient of `windows`: each pixel collects from every window it was in."""
+    dx = np.zeros(shape)
+    height, width, size = dwindows.shape[2], dwindows.shape[3], dwindows.shape[-1]
+    for i in range(size):
+        for j in range(size):
+            dx[:, :, i : i + stride * height : stride, j : j + stride * width : stride] += dwindows[..., i, j]
+    return dx
+
+
+def convolution(x: Array, weight: Array, bias: Array, stride: int = 1, padding: int = 0) -> tuple[Array, Callable]:
+    """Cross-correlation in groups, as a matrix product over unrolled windows (im2col).
+
+    `weight` is (O, C / groups, k, k): its second axis says how many groups there are.
+    """
+    (n, c), (o, c_group, k, _) = x.shape[:2], weight.shape
+    groups = c // c_group
+    padded = pad(x, padding)
+    patches = windows(padded, k, stride)  # (N, C, H', W', k, k)
+    height, width = patches.shape[2:4]
+
+    # (groups, N·H'·W', C/groups·k·k) times (groups, C/groups·k·k, O/groups)
+    columns = (
+        patches.reshape(n, groups, c_group, height, width, k, k)
+        .transpose(1, 0, 3, 4, 2, 5, 6)
+        .reshape(groups, n * height * width, c_group * k * k)
+    )
+    matrix = weight.reshape(groups, o // groups, c_group * k * k)
+    product = columns @ matrix.transpose(0, 2, 1)
+    y = product.reshape(groups, n, height, width, o // groups).transpose(1, 0, 4, 2, 3)
+    y = y.reshape(n, o, height, width) + bias[:, None, None]
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        dproduct = (
+            dy.reshape(n, groups, o // groups, height, width)
+            .transpose(1, 0, 3, 4, 2)
+            .reshape(groups, n * height * width, o // groups)
+        )
+        dweight = (dproduct.transpose(0, 2, 1) @ columns).reshape(weight.shape)
+        dpatches = (
+            (dproduct @ matrix)
+            .reshape(groups, n, height, width, c_group, k, k)
+            .transpose(1, 0, 4, 2, 3, 5, 6)
+            .reshape(n, c, height, width, k, k)
+        )
+        dpadded = scatter_windows(dpatches, padded.shape, stride)
+        dx = dpadded[:, :, padding : padding + x.shape[2], padding : padding + x.shape[3]]
+        return dx, dweight, dy.sum((0, 2, 3))
+
+    return y, backward
+
+
+def batch_norm(x: Array, weight: Array, bias: Array, mean: Array, var: Array) -> Array:
+    """Normalise each channel with given statistics. Ioffe and Szegedy (2015), algorithm 2."""
+    scale = weight / np.sqrt(var + EPSILON)
+    return (x - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
+
+
+def batch_norm_training(x: Array, weight: Array, bias: Array) -> tuple[Array, Array, Array, Callable]:
+    """Normalise each channel with its own mean and biased variance, which are returned too.
+
+    Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1 and section 3.
+    """
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    deviation = np.sqrt(var + EPSILON)[:, None, None]
+    normalised = (x - mean[:, None, None]) / deviation
+    y = normalised * weight[:, None, None] + bias[:, None, None]
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        dweight, dbias = (dy * normalised).sum((0, 2, 3)), dy.sum((0, 2, 3))
+        n = x.size // x.shape[1]
+        centred = dy - dbias[:, None, None] / n - normalised * dweight[:, None, None] / n
+        return centred * weight[:, None, None] / deviation, dweight, dbias
+
+    return y, mean, var, backward
+
+
+def relu(x: Array) -> tuple[Array, Callable]:
+    """max(x, 0), with gradient 0 at 0."""
+    return np.maximum(x, 0), lambda dy: dy * (x > 0)
+
+
+def max_pool(x: Array, size: int = 3, stride: int = 2, padding: int = 1) -> tuple[Array, Callable]:
+    """Largest value of each window, over −∞ outside the image; the first one gets the gradient."""
+    padded = pad(x, padding, -np.inf)
+    patches = windows(padded, size, stride)
+    flat = patches.reshape(*patches.shape[:4], size * size)
+    largest = flat.argmax(-1)[..., None]
+
+    def backward(dy: Array) -> Array:
+        dflat = np.zeros(flat.shape)
+        np.put_along_axis(dflat, largest, dy[..., None], -1)
+        dpadded = scatter_windows(dflat.reshape(patches.shape), padded.shape, stride)
+        return dpadded[:, :, padding : padding + x.shape[2], padding : padding + x.shape[3]]
+
+    return np.take_along_axis(flat, largest, -1)[..., 0], backward
+
+
+def global_average_pool(x: Array) -> tuple[Array, Callable]:
+    """(N, C, H, W) → (N, C)."""
+    area = x.shape[2] * x.shape[3]
+    return x.mean((2, 3)), lambda dy: np.broadcast_to(dy[:, :, None, None] / area, x.shape)
+
+
+def dense(x: Array, weight: Array, bias: Array) -> tuple[Array, Callable]:
+    """(N, in) → (N, out), with `weight` (out, in)."""
+    return x @ weight.T + bias, lambda dy: (dy @ weight, dy.T @ x, dy.sum(0))
+
+
+def softmax_cross_entropy(logits: Array, labels: NDArray[np.integer]) -> tuple[float, Array]:
+    """Mean loss over the batch, and its gradient with respect to the logits."""
+    shifted = logits - logits.max(1, keepdims=True)  # so that no exponential overflows
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    rows = np.arange(len(labels))
+    dlogits = np.exp(log_probabilities)
+    dlogits[rows, labels] -= 1
+    return float(-log_probabilities[rows, labels].mean()), dlogits / len(labels)
+
+
+class Pass:
+    """One pass through the network: layers by canonical name, gradients and statistics as they come."""
+
+    def __init__(self, weights: Weights, training: bool) -> None:
+        self.weights = weights
+        self.training = training
+        self.gradients: Weights = {}
+        self.running: Weights = {}
+
+    def convolution(self, name: str, x: Array, stride: int, padding: int) -> tuple[Array, Callable]:
+        """A convolution layer."""
+        y, backward = convolution(x, *self._parameters(name), stride, padding)
+        return y, self._collect(name, backward)
+
+    def batch_norm(self, name: str, x: Array) -> tuple[Array, Callable]:
+        """A batch norm layer; in training it notes what the running statistics become."""
+        mean, var = (self.weights[f"{name}.{statistic}"] for statistic in ("running_mean", "running_var"))
+        if not self.training:
+            return batch_norm(x, *self._parameters(name), mean, var), _evaluation_has_no_gradient
+        y, batch_mean, batch_var, backward = batch_norm_training(x, *self._parameters(name))
+        self.running[f"{name}.running_mean"] = DECAY * mean + (1 - DECAY) * batch_mean
+        self.running[f"{name}.running_var"] = DECAY * var + (1 - DECAY) * batch_var
+        return y, self._collect(name, backward)
+
+    def dense(self, name: str, x: Array) -> tuple[Array, Callable]:
+        """A dense layer."""
+        y, backward = dense(x, *self._parameters(name))
+        return y, self._collect(name, backward)
+
+    def stem(self, x: Array) -> tuple[Array, Callable]:
+        """b1: 7×7 convolution at stride 2, batch norm, ReLU, 3×3 max-pool at stride 2."""
+        y, convolution_back = self.convolution("b1.conv", x, stride=2, padding=3)  # H → ⌈H / 2⌉
+        y, norm_back = self.batch_norm("b1.bn", y)
+        y, relu_back = relu(y)
+        y, pool_back = max_pool(y)  # → ⌈H / 4⌉
+        return y, lambda dy: convolution_back(norm_back(relu_back(pool_back(dy))))
+
+    def block(self, block: Block, x: Array) -> tuple[Array, Callable]:
+        """Residual or ResNeXtBlock: a chain of convolutions and the shortcut, added, then ReLU."""
+        chain = ["1", "2"] if block.groups is None else ["1", "2", "3"]
+        strided = "1" if block.groups is None else "2"  # the convolution that carries the stride
+        y, backs = x, []
+        for i in chain:
+            size = self.weights[f"{block.name}.conv{i}.weight"].shape[-1]
+            stride = block.strides if i == strided else 1
+            y, convolution_back = self.convolution(f"{block.name}.conv{i}", y, stride, padding=size // 2)
+            y, norm_back = self.batch_norm(f"{block.name}.bn{i}", y)
+            backs += [convolution_back, norm_back]
+            if i != chain[-1]:
+                y, relu_back = relu(y)
+                backs.append(relu_back)
+
+        shortcut, shortcut_backs = x, []
+        if block.use_1x1conv:
+            i = str(len(chain) + 1)
+            shortcut, convolution_back = self.convolution(f"{block.name}.conv{i}", x, block.strides, padding=0)
+            shortcut_backs.append(convolution_back)
+            if block.groups is not None:  # ResNeXtBlock normalises its shortcut, Residual does not
+                shortcut, norm_back = self.batch_norm(f"{block.name}.bn{i}", shortcut)
+                shortcut_backs.append(norm_back)
+        y, relu_back = relu(y + shortcut)
+
+        def backward(dy: Array) -> Array:
+            dsum = relu_back(dy)
+            return _walk_back(backs, dsum) + _walk_back(shortcut_backs, dsum)
+
+        return y, backward
+
+    def head(self, x: Array) -> tuple[Array, Callable]:
+        """last: global average pool, then the logits."""
+        y, pool_back = global_average_pool(x)
+        logits, dense_back = self.dense("last", y)
+        return logits, lambda dy: pool_back(dense_back(dy))
+
+    def network(self, arch: Architecture, x: Array) -> tuple[list[Array], Callable]:
+        """The outputs of b1, b2, …, last, and the way back from the logits."""
+        y, back = self.stem(x)
+        outputs, backs = [y], [back]
+        for stage in arch.blocks():
+            for block in stage:
+                y, back = self.block(block, y)
+                backs.append(back)
+            outputs.append(y)
+        logits, back = self.head(y)
+        return [*outputs, logits], lambda dy: _walk_back([*backs, back], dy)
+
+    def _parameters(self, name: str) -> tuple[Array, Array]:
+        return self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+
+    def _collect(self, name: str, backward: Callable) -> Callable:
+        def collecting(dy: Array) -> Array:
+            dx, self.gradients[f"{name}.weight"], self.gradients[f"{name}.bias"] = backward(dy)
+            return dx
+
+        return collecting
+
+
+def _walk_back(backs: list[Callable], dy: Array) -> Array:
+    for back in reversed(backs):
+        dy = back(dy)
+    return dy
+
+
+def _evaluation_has_no_gradient(dy: Array) -> Array:
+    raise NotImplementedError("gradients are defined for training, with batch statistics")
+
+
+class Model(contract.Model):
+    """The oracle under the contract. It computes in float64 only, on the CPU only."""
+
+    def __init__(self, arch: Architecture, dtype: str = "float64", device: str = "cpu") -> None:
+        if device != "cpu":
+            raise BadInput("the oracle has no GPU; build it with device cpu")
+        super().__init__(arch, "float64", "cpu")
+        self.load_weights(initial_weights(arch))
+
+    def _load_weights(self, weights: Weights) -> None:
+        self._state = weights
+        self._velocity = {name: np.zeros(w.shape) for name, w in weights.items() if not is_statistic(name)}
+
+    def _weights(self) -> Weights:
+        return self._state
+
+    def _activations(self, x: Array) -> list[Array]:
+        outputs, _ = Pass(self._state, training=False).network(self.arch, x)
+        return outputs
+
+    def _loss_and_gradients(self, x: Array, y: NDArray) -> contract.Evaluation:
+        training = Pass(self._state, training=True)
+        outputs, backward = training.network(self.arch, x)
+        loss, dlogits = softmax_cross_entropy(outputs[-1], y)
+        backward(dlogits)
+        gradients = {name: training.gradients[name] for name in self._velocity}  # in canonical order
+        running = {name: training.running[name] for name in self._state if is_statistic(name)}
+        return contract.Evaluation(loss, outputs[-1], gradients, running)
+
+    def _train_step(self, x: Array, y: NDArray, lr: float, momentum: float, weight_decay: float) -> float:
+        result = self._loss_and_gradients(x, y)
+        for name, gradient in result.gradients.items():
+            velocity = momentum * self._velocity[name] + gradient + weight_decay * self._state[name]
+            self._velocity[name] = velocity
+            self._state[name] = self._state[name] - lr * velocity
+        self._state.update(result.running)
+        return result.loss

@@ -1,0 +1,120 @@
+"""Weights by canonical name: drawn from a seed, checked strictly, kept in safetensors files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.architecture import Architecture
+from common.errors import BadInput, MissingFile
+from common.files import write_atomically
+
+Weights = dict[str, NDArray[np.floating]]
+
+STATISTICS = ("running_mean", "running_var")
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a canonical name is a running statistic, which no gradient moves."""
+    return name.endswith(STATISTICS)
+
+
+def initial_weights(arch: Architecture, seed: int = 0) -> Weights:
+    """Float64 weights: Glorot uniform, biases 0, batch norm 1 and 0; the same numbers everywhere.
+
+    Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
+    networks" (2010), equation 16: uniform in ±sqrt(6 / (fan_in + fan_out)).
+    """
+    generator = np.random.default_rng(seed)
+    weights: Weights = {}
+    for name, shape in arch.parameter_shapes().items():
+        if len(shape) > 1:
+            receptive_field = int(np.prod(shape[2:]))
+            limit = np.sqrt(6 / ((shape[0] + shape[1]) * receptive_field))
+            weights[name] = generator.uniform(-limit, limit, shape)
+        else:
+            is_scale = name.endswith("running_var") or ("bn" in name and name.endswith("weight"))
+            weights[name] = np.ones(shape) if is_scale else np.zeros(shape)
+    return weights
+
+
+def check_weights(arch: Architecture, weights: Mapping[str, NDArray]) -> Weights:
+    """The weights as arrays in canonical order.
+
+    Raises:
+        ValueError: for names missing or extra, wrong shapes, wrong types, and NaN or infinity.
+    """
+    shapes = arch.parameter_shapes()
+    problems = []
+    for word, names in (
+        ("missing", [name for name in shapes if name not in weights]),
+        ("extra", [name for name in weights if name not in shapes]),
+    ):
+        if names:
+            problems.append(f"{word}: {_some(names)}")
+
+    arrays = {name: np.asarray(weights[name]) for name in shapes if name in weights}
+    wrong_shape = [
+        f"{name} is {array.shape}, expected {shapes[name]}"
+        for name, array in arrays.items()
+        if array.shape != shapes[name]
+    ]
+    wrong_type = [f"{name} ({a.dtype})" for name, a in arrays.items() if a.dtype.kind != "f"]
+    if wrong_shape:
+        problems.append(f"wrong shape: {_some(wrong_shape)}")
+    if wrong_type:
+        problems.append(f"not floating point: {_some(wrong_type)}")
+    elif not_finite := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        problems.append(f"NaN or infinite: {_some(not_finite)}")
+
+    if problems:
+        raise BadInput(f"the weights do not fit this architecture; {'; '.join(problems)}")
+    return arrays
+
+
+def save_checkpoint(path: str | os.PathLike[str], arch: Architecture, weights: Mapping[str, NDArray]) -> None:
+    """Write weights and architecture as a safetensors file, whole or not at all.
+
+    Raises:
+        ValueError: if the weights do not fit the architecture or the folder cannot be written.
+    """
+    from safetensors.numpy import save
+
+    tensors = {name: np.ascontiguousarray(array) for name, array in check_weights(arch, weights).items()}
+    write_atomically(path, save(tensors, metadata={"architecture": arch.to_json()}))
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights]:
+    """The architecture and weights of a checkpoint, checked against each other.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a complete safetensors file of a network of ours.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFile(f"checkpoint {path} not found; give the path of a .safetensors file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise BadInput(f"checkpoint {path} is not a complete safetensors file: {error}") from None
+    if "architecture" not in metadata:
+        raise BadInput(f"checkpoint {path} names no architecture in its metadata; write it with save_checkpoint")
+    try:
+        arch = Architecture.from_json(metadata["architecture"])
+        return arch, check_weights(arch, weights)
+    except BadInput as error:
+        raise BadInput(f"checkpoint {path}: {error}") from None
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,81 @@
+"""The contract under PyTorch: NumPy in, NumPy out."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import common.backend as contract
+from common.architecture import Architecture
+from common.errors import BadInput
+from common.weights import Weights, initial_weights, is_statistic
+from resnet_torch.layers import use_full_float32
+from resnet_torch.resnet import ResNet
+from resnet_torch.training import loss_and_gradients, train_step
+
+
+class Model(contract.Model):
+    """A ResNet in PyTorch under the contract."""
+
+    def __init__(self, arch: Architecture, dtype: str, device: str) -> None:
+        super().__init__(arch, dtype, device)
+        if device == "gpu":
+            if not torch.cuda.is_available():
+                raise BadInput("PyTorch sees no GPU; use device cpu, or install PyTorch with CUDA")
+            use_full_float32()
+        self._device = torch.device("cuda" if device == "gpu" else "cpu")
+        self._net = ResNet(arch).to(self._device, getattr(torch, dtype))
+        with torch.no_grad():  # one image gives the lazy layers their shapes
+            self._net.eval()(self._tensor(np.zeros((1, arch.in_channels, 32, 32), dtype)))
+        self._tensors = {
+            name: self._net.state_dict()[_path(name)] for name in arch.parameter_shapes()
+        }
+        self.load_weights(initial_weights(arch))
+
+    @torch.no_grad()
+    def _load_weights(self, weights: Weights) -> None:
+        for name, array in weights.items():
+            self._tensors[name].copy_(torch.from_numpy(array))
+        self._optimizer = self._net.configure_optimizers()
+
+    def _weights(self) -> Weights:
+        return {name: _numpy(tensor) for name, tensor in self._tensors.items()}
+
+    @torch.no_grad()
+    def _activations(self, x: NDArray) -> list[NDArray]:
+        self._net.eval()
+        X, outputs = self._tensor(x), []
+        for layer in self._net.net:
+            X = layer(X)
+            outputs.append(_numpy(X))
+        return outputs
+
+    def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
+        statistics = {name: t for name, t in self._tensors.items() if is_statistic(name)}
+        before = {name: tensor.clone() for name, tensor in statistics.items()}
+        loss, logits = loss_and_gradients(self._net, self._tensor(x), self._tensor(y).long())
+        running = {name: _numpy(tensor).copy() for name, tensor in statistics.items()}
+        for name, tensor in statistics.items():
+            tensor.copy_(before[name])
+        gradients = {
+            name: _numpy(self._net.get_parameter(_path(name)).grad).copy()
+            for name in self._tensors
+            if not is_statistic(name)
+        }
+        return contract.Evaluation(loss.item(), _numpy(logits), gradients, running)
+
+    def _train_step(self, x: NDArray, y: NDArray, lr: float, momentum: float, weight_decay: float) -> float:
+        self._optimizer.param_groups[0].update(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        return train_step(self._net, self._optimizer, self._tensor(x), self._tensor(y).long()).item()
+
+    def _tensor(self, array: NDArray) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def _path(name: str) -> str:
+    """Canonical name to PyTorch's: "b2.0.conv1.weight" → "net.b2.0.conv1.weight"."""
+    return "net." + name.replace("last.", "last.dense.")
+
+
+def _numpy(tensor: Tensor) -> NDArray:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,66 @@
+"""ResNet: a stem, stages of blocks, and a classifier (He et al. 2015, table 1)."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import nn
+
+from common.architecture import Architecture, Block, architecture
+from resnet_torch.blocks import Residual, ResNeXtBlock
+from resnet_torch.layers import LazyBatchNorm2d, LazyConv2d, LazyLinear
+from resnet_torch.training import Classifier
+
+
+class ResNet(Classifier):
+    """A network of residual blocks: (N, C, H, W) → (N, num_classes).
+
+    Args:
+        arch: a tuple of `(num_residuals, num_channels)`, one per stage; or an `Architecture`,
+            which says all there is to say and brings its own number of classes.
+        lr: learning rate of the optimizer.
+        num_classes: number of logits.
+    """
+
+    def __init__(
+        self, arch: Sequence[tuple[int, int]] | Architecture, lr: float = 0.1, num_classes: int = 10
+    ) -> None:
+        super().__init__()
+        self.arch = Architecture.of(arch, num_classes)
+        self.lr = lr
+        self.net = nn.Sequential(OrderedDict(b1=self.b1()))
+        for k, blocks in enumerate(self.arch.blocks(), start=2):
+            self.net.add_module(f"b{k}", self.stage(blocks))
+        self.net.add_module("last", self.last())
+
+    def b1(self) -> nn.Sequential:
+        """The stem: (N, C, H, W) → (N, stem_channels, ⌈H/4⌉, ⌈W/4⌉)."""
+        return nn.Sequential(
+            OrderedDict(
+                conv=LazyConv2d(self.arch.stem_channels, kernel_size=7, stride=2, padding=3),
+                bn=LazyBatchNorm2d(),
+                relu=nn.ReLU(),
+                pool=nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+            )
+        )
+
+    def stage(self, blocks: list[Block]) -> nn.Sequential:
+        """b2, b3, …: blocks in a row; all stages but the first halve height and width."""
+        kind = {"residual": Residual, "resnext": ResNeXtBlock}[self.arch.block]
+        return nn.Sequential(*[kind(**block.options) for block in blocks])
+
+    def last(self) -> nn.Sequential:
+        """The classifier: (N, C, H, W) → (N, C) → (N, num_classes)."""
+        return nn.Sequential(
+            OrderedDict(
+                pool=nn.AdaptiveAvgPool2d((1, 1)),
+                flatten=nn.Flatten(),
+                dense=LazyLinear(self.arch.num_classes),
+            )
+        )
+
+
+class ResNet18(ResNet):
+    """ResNet-18 (He et al. 2015, table 1)."""
+
+    def __init__(self, lr: float = 0.1, num_classes: int = 10) -> None:
+        super().__init__(architecture("resnet18", num_classes=num_classes), lr)

@@ -1,0 +1,53 @@
+"""Loss and training step, as PyTorch users write them."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.summary import layer_line
+
+
+class Classifier(nn.Module):
+    """A network `net` with learning rate `lr`, trained by softmax cross-entropy and SGD."""
+
+    net: nn.Sequential
+    lr: float
+
+    def forward(self, X: Tensor) -> Tensor:
+        return self.net(X)
+
+    def loss(self, Y_hat: Tensor, Y: Tensor) -> Tensor:
+        """Mean softmax cross-entropy of logits (N, classes) and labels (N,)."""
+        return F.cross_entropy(Y_hat, Y)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD at the network's learning rate."""
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    @torch.no_grad()
+    def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
+        """Print the output shape of each stage for images of shape (N, C, H, W)."""
+        training = self.training
+        X = torch.zeros(X_shape)
+        self.eval()
+        for name, layer in self.net.named_children():
+            X = layer(X)
+            print(layer_line(name, type(layer).__name__, X.shape))
+        self.train(training)
+
+
+def loss_and_gradients(model: Classifier, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and logits with batch statistics; the gradients are left in each parameter's `.grad`."""
+    model.train()
+    model.zero_grad()
+    Y_hat = model(X)
+    loss = model.loss(Y_hat, Y)
+    loss.backward()
+    return loss.detach(), Y_hat.detach()
+
+
+def train_step(model: Classifier, optimizer: torch.optim.Optimizer, X: Tensor, Y: Tensor) -> Tensor:
+    """One step of the optimizer, in place; returns the loss before it."""
+    loss, _ = loss_and_gradients(model, X, Y)
+    optimizer.step()
+    return loss
