@@ -51,15 +51,17 @@ class Model(ABC):
         self.arch = arch
         self.dtype = dtype
         self.device = device
+        self._optimizer_settings: tuple[float, float] | None = None
 
     def load_weights(self, weights: Mapping[str, NDArray]) -> None:
-        """Set every parameter and running statistic, and forget the optimizer's state.
+        """Set every parameter and running statistic; the optimizer starts anew.
 
         Raises:
             ValueError: unless names and shapes are exactly the architecture's and all is finite.
         """
         checked = check_weights(self.arch, weights)
         self._load_weights({name: array.astype(self.dtype) for name, array in checked.items()})
+        self._optimizer_settings = None
 
     def weights(self) -> Weights:
         """Canonical name to a copy of the array in the model's dtype, running statistics included."""
@@ -72,12 +74,12 @@ class Model(ABC):
 
     def predict(self, x: ArrayLike) -> NDArray:
         """Logits (N, classes) of images (N, C, H, W), with running statistics."""
-        return self.activations(x)["last"]
+        return self._predict(self._images(x))
 
     def activations(self, x: ArrayLike) -> dict[str, NDArray]:
         """Outputs of b1, b2, … as (N, C, H, W) and of last as (N, classes), with running statistics."""
         outputs = self._activations(self._images(x))
-        return dict(zip(self.arch.stage_names(), outputs, strict=True))
+        return {name: outputs[name] for name in self.arch.stage_names()}
 
     def loss_and_gradients(self, x: ArrayLike, y: ArrayLike) -> Evaluation:
         """A training pass with batch statistics that leaves the model unchanged; `y` is int (N,)."""
@@ -89,8 +91,12 @@ class Model(ABC):
     ) -> float:
         """One step of SGD in place; returns the loss before it.
 
-        With gradient g of the loss and parameter w, velocity v from zero:
+        With gradient g of the loss, parameter w and velocity v:
         g += weight_decay · w;  v = momentum · v + g;  w −= lr · v.
+        The velocity starts from zero, and again when momentum or weight decay change; lr may change freely.
+
+        Raises:
+            ValueError: for images or labels that do not fit, or a hyperparameter out of range.
         """
         for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
             if not 0 <= value < np.inf:
@@ -98,7 +104,11 @@ class Model(ABC):
         if not 0 < lr < np.inf:
             raise BadInput(f"lr must be above 0, not {lr}")
         images = self._images(x)
-        return self._train_step(images, self._labels(y, len(images)), lr, momentum, weight_decay)
+        labels = self._labels(y, len(images))
+        if self._optimizer_settings != (momentum, weight_decay):
+            self._new_optimizer(momentum, weight_decay)
+            self._optimizer_settings = (momentum, weight_decay)
+        return self._train_step(images, labels, lr)
 
     def _images(self, x: ArrayLike) -> NDArray:
         images = np.asarray(x)
@@ -122,13 +132,19 @@ class Model(ABC):
     def _weights(self) -> Weights: ...
 
     @abstractmethod
-    def _activations(self, x: NDArray) -> list[NDArray]: ...
+    def _predict(self, x: NDArray) -> NDArray: ...
+
+    @abstractmethod
+    def _activations(self, x: NDArray) -> dict[str, NDArray]: ...
 
     @abstractmethod
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> Evaluation: ...
 
     @abstractmethod
-    def _train_step(self, x: NDArray, y: NDArray, lr: float, momentum: float, weight_decay: float) -> float: ...
+    def _new_optimizer(self, momentum: float, weight_decay: float) -> None: ...
+
+    @abstractmethod
+    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> float: ...
 
 
 @dataclass(frozen=True)

@@ -272,29 +272,34 @@ class Model(contract.Model):
 
     def _load_weights(self, weights: Weights) -> None:
         self._state = weights
-        self._velocity = {name: np.zeros(w.shape) for name, w in weights.items() if not is_statistic(name)}
 
     def _weights(self) -> Weights:
         return self._state
 
-    def _activations(self, x: Array) -> list[Array]:
+    def _predict(self, x: Array) -> Array:
+        return self._activations(x)["last"]
+
+    def _activations(self, x: Array) -> dict[str, Array]:
         outputs, _ = Pass(self._state, training=False).network(self.arch, x)
-        return outputs
+        return dict(zip(self.arch.stage_names(), outputs, strict=True))
 
     def _loss_and_gradients(self, x: Array, y: NDArray) -> contract.Evaluation:
         training = Pass(self._state, training=True)
         outputs, backward = training.network(self.arch, x)
         loss, dlogits = softmax_cross_entropy(outputs[-1], y)
         backward(dlogits)
-        gradients = {name: training.gradients[name] for name in self._velocity}  # in canonical order
-        running = {name: training.running[name] for name in self._state if is_statistic(name)}
-        return contract.Evaluation(loss, outputs[-1], gradients, running)
+        gradients = {name: training.gradients[name] for name in self._state if not is_statistic(name)}
+        return contract.Evaluation(loss, outputs[-1], gradients, training.running)
 
-    def _train_step(self, x: Array, y: NDArray, lr: float, momentum: float, weight_decay: float) -> float:
+    def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
+        self._momentum, self._weight_decay = momentum, weight_decay
+        self._velocity = {name: np.zeros(w.shape) for name, w in self._state.items() if not is_statistic(name)}
+
+    def _train_step(self, x: Array, y: NDArray, lr: float) -> float:
         result = self._loss_and_gradients(x, y)
         for name, gradient in result.gradients.items():
-            velocity = momentum * self._velocity[name] + gradient + weight_decay * self._state[name]
-            self._velocity[name] = velocity
-            self._state[name] = self._state[name] - lr * velocity
+            decayed = gradient + self._weight_decay * self._state[name]
+            self._velocity[name] = self._momentum * self._velocity[name] + decayed
+            self._state[name] = self._state[name] - lr * self._velocity[name]
         self._state.update(result.running)
         return result.loss

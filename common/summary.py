@@ -37,6 +37,6 @@ def summary_rows(
     ]
 
 
-def layer_line(name: str, kind: str, shape: Shape) -> str:
-    """A line of a package's `layer_summary`: the stage, its class and its output shape."""
-    return f"{name:<5}{kind:<11} output shape:\t{tuple(shape)}"
+def layer_line(name: str, shape: Shape) -> str:
+    """A line of a package's `layer_summary`."""
+    return f"{name:<5}output shape:\t{tuple(shape)}"

@@ -36,19 +36,18 @@ class Model(contract.Model):
     def _load_weights(self, weights: Weights) -> None:
         for name, array in weights.items():
             self._tensors[name].copy_(torch.from_numpy(array))
-        self._optimizer = self._net.configure_optimizers()
 
     def _weights(self) -> Weights:
         return {name: _numpy(tensor) for name, tensor in self._tensors.items()}
 
     @torch.no_grad()
-    def _activations(self, x: NDArray) -> list[NDArray]:
-        self._net.eval()
-        X, outputs = self._tensor(x), []
-        for layer in self._net.net:
-            X = layer(X)
-            outputs.append(_numpy(X))
-        return outputs
+    def _predict(self, x: NDArray) -> NDArray:
+        return _numpy(self._net.eval()(self._tensor(x)))
+
+    @torch.no_grad()
+    def _activations(self, x: NDArray) -> dict[str, NDArray]:
+        outputs = self._net.eval().activations(self._tensor(x))
+        return {name: _numpy(output) for name, output in outputs.items()}
 
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
         statistics = {name: t for name, t in self._tensors.items() if is_statistic(name)}
@@ -64,8 +63,11 @@ class Model(contract.Model):
         }
         return contract.Evaluation(loss.item(), _numpy(logits), gradients, running)
 
-    def _train_step(self, x: NDArray, y: NDArray, lr: float, momentum: float, weight_decay: float) -> float:
-        self._optimizer.param_groups[0].update(lr=lr, momentum=momentum, weight_decay=weight_decay)
+    def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
+        self._optimizer = self._net.configure_optimizers(momentum, weight_decay)
+
+    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> float:
+        self._optimizer.param_groups[0]["lr"] = lr
         return train_step(self._net, self._optimizer, self._tensor(x), self._tensor(y).long()).item()
 
     def _tensor(self, array: NDArray) -> Tensor:

@@ -16,23 +16,28 @@ class Classifier(nn.Module):
     def forward(self, X: Tensor) -> Tensor:
         return self.net(X)
 
+    def activations(self, X: Tensor) -> dict[str, Tensor]:
+        """Outputs of b1, b2, …, last."""
+        outputs = {}
+        for name, layer in self.net.named_children():
+            outputs[name] = X = layer(X)
+        return outputs
+
     def loss(self, Y_hat: Tensor, Y: Tensor) -> Tensor:
         """Mean softmax cross-entropy of logits (N, classes) and labels (N,)."""
         return F.cross_entropy(Y_hat, Y)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self, momentum: float = 0.0, weight_decay: float = 0.0) -> torch.optim.SGD:
         """SGD at the network's learning rate."""
-        return torch.optim.SGD(self.parameters(), lr=self.lr)
+        return torch.optim.SGD(self.parameters(), self.lr, momentum, weight_decay=weight_decay)
 
     @torch.no_grad()
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, C, H, W)."""
         training = self.training
-        X = torch.zeros(X_shape)
-        self.eval()
-        for name, layer in self.net.named_children():
-            X = layer(X)
-            print(layer_line(name, type(layer).__name__, X.shape))
+        outputs = self.eval().activations(torch.zeros(X_shape))
+        for name in outputs:
+            print(layer_line(name, outputs[name].shape))
         self.train(training)
 
 
@@ -46,7 +51,7 @@ def loss_and_gradients(model: Classifier, X: Tensor, Y: Tensor) -> tuple[Tensor,
     return loss.detach(), Y_hat.detach()
 
 
-def train_step(model: Classifier, optimizer: torch.optim.Optimizer, X: Tensor, Y: Tensor) -> Tensor:
+def train_step(model: Classifier, optimizer: torch.optim.SGD, X: Tensor, Y: Tensor) -> Tensor:
     """One step of the optimizer, in place; returns the loss before it."""
     loss, _ = loss_and_gradients(model, X, Y)
     optimizer.step()

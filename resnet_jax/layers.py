@@ -1,0 +1,37 @@
+"""Where Flax is told to agree with the other three. Every trap is named, with its reason."""
+
+import os
+from functools import partial
+
+from flax import linen as nn
+from jax import Array, lax
+
+# Trap: XLA takes three quarters of a GPU's memory at the start; another framework may need it.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+# Trap: Flax draws weights from LeCun normal. The others start from Glorot uniform
+# (Glorot and Bengio 2010, equation 16); biases are 0 everywhere.
+_glorot = nn.initializers.glorot_uniform()
+
+# Trap: on a GPU, JAX rounds float32 products to TF32, ten bits of mantissa, unless told "highest".
+_precise = lax.Precision.HIGHEST
+
+# Trap: Flax pads "SAME", which at stride 2 on an even size is 0 before and 1 after.
+# A number pads both sides alike.
+Conv = partial(nn.Conv, padding=0, kernel_init=_glorot, precision=_precise)
+
+Dense = partial(nn.Dense, kernel_init=_glorot, precision=_precise)
+
+# Trap: Flax's running statistics keep 0.99 of the old value, and its "fast" variance
+# E[x²] − E[x]² cancels where the mean is large.
+BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
+
+
+def max_pool(X: Array) -> Array:
+    """3×3 max-pool at stride 2 with one pixel of −∞ on every side; "SAME" would pad one side only."""
+    return nn.max_pool(X, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def global_average_pool(X: Array) -> Array:
+    """(N, H, W, C) → (N, C)."""
+    return X.mean((1, 2))

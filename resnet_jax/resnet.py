@@ -1,0 +1,61 @@
+"""ResNet: a stem, stages of blocks, and a classifier (He et al. 2015, table 1)."""
+
+from collections.abc import Sequence
+
+from flax import linen as nn
+
+from common.architecture import Architecture, Block, architecture
+from resnet_jax.blocks import Residual, ResNeXtBlock
+from resnet_jax.layers import BatchNorm, Conv, Dense, global_average_pool, max_pool
+from resnet_jax.training import Classifier
+
+
+class ResNet(Classifier):
+    """A network of residual blocks: (N, H, W, C) → (N, num_classes).
+
+    Args:
+        arch: a tuple of `(num_residuals, num_channels)`, one per stage; or an `Architecture`,
+            which says all there is to say and brings its own number of classes.
+        lr: learning rate of the optimizer.
+        num_classes: number of logits.
+        training: normalise with batch statistics and update the running ones.
+    """
+
+    arch: Sequence[tuple[int, int]] | Architecture
+    lr: float = 0.1
+    num_classes: int = 10
+    training: bool = True
+
+    def setup(self) -> None:
+        arch = Architecture.of(self.arch, self.num_classes)
+        self.net = nn.Sequential(
+            [self.b1(arch), *[self.stage(arch, blocks) for blocks in arch.blocks()], self.last(arch)]
+        )
+
+    def b1(self, arch: Architecture) -> nn.Sequential:
+        """The stem: (N, H, W, C) → (N, ⌈H/4⌉, ⌈W/4⌉, stem_channels)."""
+        return nn.Sequential(
+            [
+                Conv(arch.stem_channels, kernel_size=(7, 7), strides=2, padding=3),
+                BatchNorm(not self.training),
+                nn.relu,
+                max_pool,
+            ]
+        )
+
+    def stage(self, arch: Architecture, blocks: list[Block]) -> nn.Sequential:
+        """b2, b3, …: blocks in a row; all stages but the first halve height and width."""
+        kind = {"residual": Residual, "resnext": ResNeXtBlock}[arch.block]
+        return nn.Sequential([kind(**block.options, training=self.training) for block in blocks])
+
+    def last(self, arch: Architecture) -> nn.Sequential:
+        """The classifier: (N, H, W, C) → (N, C) → (N, num_classes)."""
+        return nn.Sequential([global_average_pool, Dense(arch.num_classes)])
+
+
+class ResNet18(ResNet):
+    """ResNet-18 (He et al. 2015, table 1)."""
+
+    arch: Architecture = architecture("resnet18")
+    lr: float = 0.1
+    num_classes: int = 10

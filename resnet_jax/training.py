@@ -1,0 +1,76 @@
+"""Loss and training step, as JAX users write them."""
+
+from typing import Any
+
+import jax
+import optax
+from flax import linen as nn
+from jax import Array
+from jax import numpy as jnp
+
+from common.summary import layer_line
+
+Variables = dict[str, Any]  # Flax's two trees: "params" and "batch_stats"
+
+
+class Classifier(nn.Module):
+    """A network `net` with learning rate `lr`, trained by softmax cross-entropy and SGD."""
+
+    def __call__(self, X: Array) -> Array:
+        return self.net(X)
+
+    def activations(self, X: Array) -> dict[str, Array]:
+        """Outputs of b1, b2, …, last."""
+        outputs = {}
+        names = [f"b{k}" for k in range(1, len(self.net.layers))] + ["last"]
+        for name, layer in zip(names, self.net.layers, strict=True):
+            outputs[name] = X = layer(X)
+        return outputs
+
+    def loss(self, Y_hat: Array, Y: Array) -> Array:
+        """Mean softmax cross-entropy of logits (N, classes) and labels (N,)."""
+        return optax.softmax_cross_entropy_with_integer_labels(Y_hat, Y).mean()
+
+    def configure_optimizers(
+        self, momentum: float = 0.0, weight_decay: float = 0.0
+    ) -> optax.GradientTransformation:
+        """SGD at the network's learning rate, which may change between steps."""
+        return optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            optax.inject_hyperparams(optax.sgd)(self.lr, momentum=momentum),
+        )
+
+    def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
+        """Print the output shape of each stage for images of shape (N, H, W, C)."""
+        model = self.clone(training=False)
+        outputs, _ = jax.eval_shape(
+            lambda X: model.init_with_output(jax.random.key(0), X, method="activations"), jnp.zeros(X_shape)
+        )
+        for name in outputs:
+            print(layer_line(name, outputs[name].shape))
+
+
+def loss_and_gradients(model: Classifier, variables: Variables, X: Array, Y: Array) -> tuple:
+    """Loss, logits with batch statistics, gradients, and the running statistics after this pass."""
+
+    def loss(params: Any) -> tuple[Array, tuple]:
+        Y_hat, updates = model.apply({**variables, "params": params}, X, mutable=["batch_stats"])
+        return model.loss(Y_hat, Y), (Y_hat, updates["batch_stats"])
+
+    (value, (Y_hat, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    return value, Y_hat, gradients, batch_stats
+
+
+def train_step(
+    model: Classifier,
+    optimizer: optax.GradientTransformation,
+    variables: Variables,
+    opt_state: optax.OptState,
+    X: Array,
+    Y: Array,
+) -> tuple[Variables, optax.OptState, Array]:
+    """Variables and optimizer state after one step, and the loss before it."""
+    loss, _, gradients, batch_stats = loss_and_gradients(model, variables, X, Y)
+    updates, opt_state = optimizer.update(gradients, opt_state, variables["params"])
+    params = optax.apply_updates(variables["params"], updates)
+    return {"params": params, "batch_stats": batch_stats}, opt_state, loss

@@ -1,0 +1,119 @@
+"""The contract under TensorFlow: NumPy in, NumPy out."""
+
+from functools import partial
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from tensorflow import Tensor
+
+import common.backend as contract
+from common.architecture import Architecture
+from common.errors import BadInput
+from common.weights import Weights, initial_weights, is_statistic
+from resnet_tf.layers import precision, use_full_float32
+from resnet_tf.resnet import ResNet
+from resnet_tf.training import loss_and_gradients, train_step
+
+
+class Model(contract.Model):
+    """A ResNet in TensorFlow under the contract."""
+
+    def __init__(self, arch: Architecture, dtype: str, device: str) -> None:
+        super().__init__(arch, dtype, device)
+        if device == "gpu":
+            if not tf.config.list_physical_devices("GPU"):
+                raise BadInput("TensorFlow sees no GPU; use device cpu, or install TensorFlow with CUDA")
+            use_full_float32()
+        self._device = f"/{device.upper()}:0"
+        with precision(dtype), tf.device(self._device):
+            self._net = ResNet(arch)
+            self._net(tf.zeros((1, 32, 32, arch.in_channels), dtype))  # one image makes the variables
+        self._variables = {name: _variable(self._net, name) for name in arch.parameter_shapes()}
+        self._predict_graph = tf.function(partial(self._net, training=False))
+        self._activations_graph = tf.function(self._net.activations)
+        self._gradients_graph = tf.function(partial(loss_and_gradients, self._net))
+        self.load_weights(initial_weights(arch))
+
+    def _load_weights(self, weights: Weights) -> None:
+        for name, array in weights.items():
+            self._variables[name].assign(_to_keras(array))
+
+    def _weights(self) -> Weights:
+        return {name: _from_keras(variable) for name, variable in self._variables.items()}
+
+    def _predict(self, x: NDArray) -> NDArray:
+        return self._predict_graph(self._tensor(_nhwc(x))).numpy()
+
+    def _activations(self, x: NDArray) -> dict[str, NDArray]:
+        outputs = self._activations_graph(self._tensor(_nhwc(x)))
+        return {name: _nchw(output.numpy()) for name, output in outputs.items()}
+
+    def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
+        statistics = {name: v for name, v in self._variables.items() if is_statistic(name)}
+        before = {name: variable.numpy() for name, variable in statistics.items()}
+        loss, logits, gradients = self._gradients_graph(self._tensor(_nhwc(x)), self._tensor(y))
+        running = {name: variable.numpy() for name, variable in statistics.items()}
+        for name, variable in statistics.items():
+            variable.assign(before[name])
+        by_path = {v.path: g for v, g in zip(self._net.trainable_variables, gradients, strict=True)}
+        return contract.Evaluation(
+            float(loss),
+            logits.numpy(),
+            {name: _from_keras(by_path[v.path]) for name, v in self._variables.items() if v.path in by_path},
+            running,
+        )
+
+    def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
+        with precision(self.dtype), tf.device(self._device):
+            self._optimizer = self._net.configure_optimizers(momentum, weight_decay)
+            self._optimizer.build(self._net.trainable_variables)
+        self._step_graph = tf.function(partial(train_step, self._net, self._optimizer))
+
+    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> float:
+        self._optimizer.change_learning_rate(lr)
+        return float(self._step_graph(self._tensor(_nhwc(x)), self._tensor(y)))
+
+    def _tensor(self, array: NDArray) -> Tensor:
+        with tf.device(self._device):
+            return tf.convert_to_tensor(array)
+
+
+def _variable(net: ResNet, name: str) -> keras.Variable:
+    """Canonical name to Keras variable: "b2.0.bn1.weight" → the gamma of layer bn1 of block 0 of stage b2."""
+    stage, *inner, kind = name.split(".")
+    layer = net.net.get_layer(stage)
+    if stage == "last":
+        layer = layer.get_layer("dense")
+    elif stage == "b1":
+        layer = layer.get_layer(inner[0])
+    else:
+        layer = getattr(layer.layers[int(inner[0])], inner[1])
+    is_norm = isinstance(layer, keras.layers.BatchNormalization)
+    attribute = {
+        "weight": "gamma" if is_norm else "kernel",
+        "bias": "beta" if is_norm else "bias",
+        "running_mean": "moving_mean",
+        "running_var": "moving_variance",
+    }[kind]
+    return getattr(layer, attribute)
+
+
+def _to_keras(array: NDArray) -> NDArray:
+    """OIHW → HWIO, (out, in) → (in, out)."""
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def _from_keras(tensor: keras.Variable | Tensor) -> NDArray:
+    """HWIO → OIHW, (in, out) → (out, in)."""
+    array = tensor.numpy()
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def _nhwc(images: NDArray) -> NDArray:
+    return images.transpose(0, 2, 3, 1)
+
+
+def _nchw(output: NDArray) -> NDArray:
+    return output.transpose(0, 3, 1, 2) if output.ndim == 4 else output

@@ -1,0 +1,63 @@
+"""ResNet: a stem, stages of blocks, and a classifier (He et al. 2015, table 1)."""
+
+from collections.abc import Sequence
+
+from keras import Sequential, layers
+
+from common.architecture import Architecture, Block, architecture
+from resnet_tf.blocks import Residual, ResNeXtBlock
+from resnet_tf.layers import BatchNormalization, Conv2D, MaxPool2D
+from resnet_tf.training import Classifier
+
+
+class ResNet(Classifier):
+    """A network of residual blocks: (N, H, W, C) → (N, num_classes).
+
+    Args:
+        arch: a tuple of `(num_residuals, num_channels)`, one per stage; or an `Architecture`,
+            which says all there is to say and brings its own number of classes.
+        lr: learning rate of the optimizer.
+        num_classes: number of logits.
+    """
+
+    def __init__(
+        self, arch: Sequence[tuple[int, int]] | Architecture, lr: float = 0.1, num_classes: int = 10
+    ) -> None:
+        super().__init__()
+        self.arch = Architecture.of(arch, num_classes)
+        self.lr = lr
+        self.net = Sequential([self.b1()])
+        for k, blocks in enumerate(self.arch.blocks(), start=2):
+            self.net.add(self.stage(f"b{k}", blocks))
+        self.net.add(self.last())
+
+    def b1(self) -> Sequential:
+        """The stem: (N, H, W, C) → (N, ⌈H/4⌉, ⌈W/4⌉, stem_channels)."""
+        return Sequential(
+            [
+                Conv2D(self.arch.stem_channels, kernel_size=7, strides=2, padding=3, name="conv"),
+                BatchNormalization(name="bn"),
+                layers.ReLU(),
+                MaxPool2D(),
+            ],
+            name="b1",
+        )
+
+    def stage(self, name: str, blocks: list[Block]) -> Sequential:
+        """b2, b3, …: blocks in a row; all stages but the first halve height and width."""
+        kind = {"residual": Residual, "resnext": ResNeXtBlock}[self.arch.block]
+        return Sequential([kind(**block.options) for block in blocks], name=name)
+
+    def last(self) -> Sequential:
+        """The classifier: (N, H, W, C) → (N, C) → (N, num_classes)."""
+        return Sequential(
+            [layers.GlobalAveragePooling2D(), layers.Dense(self.arch.num_classes, name="dense")],
+            name="last",
+        )
+
+
+class ResNet18(ResNet):
+    """ResNet-18 (He et al. 2015, table 1)."""
+
+    def __init__(self, lr: float = 0.1, num_classes: int = 10) -> None:
+        super().__init__(architecture("resnet18", num_classes=num_classes), lr)

@@ -1,0 +1,58 @@
+"""Loss and training step, as TensorFlow users write them."""
+
+import keras
+import tensorflow as tf
+from tensorflow import Tensor
+
+from common.summary import layer_line
+from resnet_tf.layers import SGD
+
+
+class Classifier(keras.Model):
+    """A network `net` with learning rate `lr`, trained by softmax cross-entropy and SGD."""
+
+    net: keras.Sequential
+    lr: float
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.loss  # Keras keeps what `compile` is given here, and hides the method below
+
+    def call(self, X: Tensor) -> Tensor:
+        return self.net(X)
+
+    def activations(self, X: Tensor) -> dict[str, Tensor]:
+        """Outputs of b1, b2, …, last, with running statistics."""
+        outputs = {}
+        for layer in self.net.layers:
+            outputs[layer.name] = X = layer(X, training=False)
+        return outputs
+
+    def loss(self, Y_hat: Tensor, Y: Tensor) -> Tensor:
+        """Mean softmax cross-entropy of logits (N, classes) and labels (N,)."""
+        return tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(Y, Y_hat, from_logits=True))
+
+    def configure_optimizers(self, momentum: float = 0.0, weight_decay: float = 0.0) -> SGD:
+        """SGD at the network's learning rate."""
+        return SGD(self.lr, momentum, weight_decay)
+
+    def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
+        """Print the output shape of each stage for images of shape (N, H, W, C)."""
+        outputs = self.activations(tf.zeros(X_shape))
+        for name in outputs:
+            print(layer_line(name, outputs[name].shape))
+
+
+def loss_and_gradients(model: Classifier, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Loss, logits with batch statistics, and the gradients in the order of the trainable variables."""
+    with tf.GradientTape() as tape:
+        Y_hat = model(X, training=True)
+        loss = model.loss(Y_hat, Y)
+    return loss, Y_hat, tape.gradient(loss, model.trainable_variables)
+
+
+def train_step(model: Classifier, optimizer: SGD, X: Tensor, Y: Tensor) -> Tensor:
+    """One step of the optimizer, in place; returns the loss before it."""
+    loss, _, gradients = loss_and_gradients(model, X, Y)
+    optimizer.apply(gradients, model.trainable_variables)
+    return loss
