@@ -1,0 +1,83 @@
+"""The contract under MXNet: NumPy in, NumPy out."""
+
+import mxnet as mx
+from mxnet import np
+from mxnet.gluon import Parameter
+from numpy.typing import NDArray
+
+import common.backend as contract
+from common.architecture import Architecture
+from common.errors import BadInput
+from common.weights import Weights, initial_weights, is_statistic
+from resnet_mxnet.resnet import ResNet
+from resnet_mxnet.training import loss_and_gradients, train_step
+
+
+class Model(contract.Model):
+    """A ResNet in MXNet under the contract."""
+
+    def __init__(self, arch: Architecture, dtype: str, device: str) -> None:
+        super().__init__(arch, dtype, device)
+        if device == "gpu" and not mx.context.num_gpus():
+            raise BadInput("MXNet sees no GPU, its last release has none on PyPI; use device cpu")
+        self._device = mx.gpu() if device == "gpu" else mx.cpu()
+        self._net = ResNet(arch)
+        self._net.collect_params().reset_ctx(self._device)
+        # Layers find their shapes in float32 only; one image does it, then they may change type.
+        self._net(np.zeros((1, arch.in_channels, 32, 32), ctx=self._device))
+        self._net.cast(dtype)
+        self._net.hybridize(static_alloc=True)
+        self._parameters = {name: _parameter(self._net, name) for name in arch.parameter_shapes()}
+        self.load_weights(initial_weights(arch))
+
+    def _load_weights(self, weights: Weights) -> None:
+        for name, array in weights.items():
+            self._parameters[name].set_data(self._array(array))
+
+    def _weights(self) -> Weights:
+        return {name: parameter.data().asnumpy() for name, parameter in self._parameters.items()}
+
+    def _predict(self, x: NDArray) -> NDArray:
+        return self._net(self._array(x)).asnumpy()
+
+    def _activations(self, x: NDArray) -> dict[str, NDArray]:
+        outputs = self._net.activations(self._array(x))
+        return {name: output.asnumpy() for name, output in outputs.items()}
+
+    def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
+        statistics = {name: p for name, p in self._parameters.items() if is_statistic(name)}
+        before = {name: parameter.data().copy() for name, parameter in statistics.items()}
+        loss, logits = loss_and_gradients(self._net, self._array(x), self._array(y))
+        running = {name: parameter.data().asnumpy() for name, parameter in statistics.items()}
+        for name, parameter in statistics.items():
+            parameter.set_data(before[name])
+        gradients = {
+            name: parameter.grad().asnumpy()
+            for name, parameter in self._parameters.items()
+            if not is_statistic(name)
+        }
+        return contract.Evaluation(loss.item(), logits.asnumpy(), gradients, running)
+
+    def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
+        self._trainer = self._net.configure_optimizers(momentum, weight_decay)
+
+    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> float:
+        self._trainer.set_learning_rate(lr)
+        return train_step(self._net, self._trainer, self._array(x), self._array(y)).item()
+
+    def _array(self, array: NDArray) -> np.ndarray:
+        return np.array(array, dtype=array.dtype, ctx=self._device)
+
+
+def _parameter(net: ResNet, name: str) -> Parameter:
+    """Canonical name to Gluon parameter: "b2.0.bn1.weight" → the gamma of layer bn1 of block 0 of stage b2."""
+    stage, *inner, kind = name.split(".")
+    if stage == "last":
+        layer = net.net[-1][1]
+    elif stage == "b1":
+        layer = net.net[0][["conv", "bn"].index(inner[0])]
+    else:
+        layer = getattr(net.net[int(stage[1:]) - 1][int(inner[0])], inner[1])
+    is_norm = isinstance(layer, mx.gluon.nn.BatchNorm)
+    attribute = {"weight": "gamma", "bias": "beta"}.get(kind, kind) if is_norm else kind
+    return getattr(layer, attribute)

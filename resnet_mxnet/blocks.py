@@ -1,0 +1,79 @@
+"""The two blocks: residual (He et al. 2015, figure 2) and ResNeXt (Xie et al. 2016, figure 3c)."""
+
+from types import ModuleType
+
+from mxnet import np
+from mxnet.gluon import nn
+
+from common.architecture import check_bottleneck
+from resnet_mxnet.layers import BatchNorm, Conv2D
+
+
+class Residual(nn.HybridBlock):
+    """Two 3×3 convolutions and a shortcut around them: (N, C, H, W) → (N, num_channels, H', W').
+
+    Args:
+        num_channels: output channels.
+        use_1x1conv: give the shortcut a 1×1 convolution, where the shape changes.
+        strides: stride of the first convolution and of the shortcut's.
+    """
+
+    def __init__(self, num_channels: int, use_1x1conv: bool = False, strides: int = 1) -> None:
+        super().__init__()
+        self.conv1 = Conv2D(num_channels, kernel_size=3, padding=1, strides=strides)
+        self.conv2 = Conv2D(num_channels, kernel_size=3, padding=1)
+        self.conv3 = None
+        if use_1x1conv:
+            self.conv3 = Conv2D(num_channels, kernel_size=1, strides=strides)
+        self.bn1 = BatchNorm()
+        self.bn2 = BatchNorm()
+
+    def hybrid_forward(self, F: ModuleType, X: np.ndarray) -> np.ndarray:
+        Y = F.npx.relu(self.bn1(self.conv1(X)))
+        Y = self.bn2(self.conv2(Y))
+        if self.conv3 is not None:
+            X = self.conv3(X)
+        return F.npx.relu(Y + X)
+
+
+class ResNeXtBlock(nn.HybridBlock):
+    """A bottleneck whose 3×3 convolution works in groups: (N, C, H, W) → (N, num_channels, H', W').
+
+    Args:
+        num_channels: output channels.
+        groups: the *width of a group*, not their number: the 3×3 convolution has
+            `bot_channels // groups` groups. The name is the d2l chapter's.
+        bot_mul: bottleneck channels over output channels.
+        use_1x1conv: give the shortcut a 1×1 convolution, where the shape changes.
+        strides: stride of the 3×3 convolution and of the shortcut's.
+
+    Raises:
+        ValueError: if the bottleneck channels do not divide into groups of this width.
+    """
+
+    def __init__(
+        self, num_channels: int, groups: int, bot_mul: float, use_1x1conv: bool = False, strides: int = 1
+    ) -> None:
+        super().__init__()
+        check_bottleneck(num_channels, groups, bot_mul)
+        bot_channels = int(round(num_channels * bot_mul))
+        self.conv1 = Conv2D(bot_channels, kernel_size=1)
+        self.conv2 = Conv2D(
+            bot_channels, kernel_size=3, padding=1, strides=strides, groups=bot_channels // groups
+        )
+        self.conv3 = Conv2D(num_channels, kernel_size=1)
+        self.conv4 = None
+        if use_1x1conv:
+            self.conv4 = Conv2D(num_channels, kernel_size=1, strides=strides)
+            self.bn4 = BatchNorm()
+        self.bn1 = BatchNorm()
+        self.bn2 = BatchNorm()
+        self.bn3 = BatchNorm()
+
+    def hybrid_forward(self, F: ModuleType, X: np.ndarray) -> np.ndarray:
+        Y = F.npx.relu(self.bn1(self.conv1(X)))
+        Y = F.npx.relu(self.bn2(self.conv2(Y)))
+        Y = self.bn3(self.conv3(Y))
+        if self.conv4 is not None:
+            X = self.bn4(self.conv4(X))
+        return F.npx.relu(Y + X)

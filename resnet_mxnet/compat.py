@@ -1,0 +1,56 @@
+"""MXNet 1.9.1 on today's NumPy: lend it the names NumPy has removed, while it is imported.
+
+MXNet's own package only names these at import, most of them to export them again. They are taken back
+afterwards, so that NumPy is to everybody else what it was. The NumPy interface of MXNet
+(`mxnet.np`), which the d2l chapter uses, is switched on.
+"""
+
+import importlib
+import warnings
+
+import numpy as np
+import scipy.sparse  # noqa: F401  (MXNet imports it, and it must not see the borrowed names)
+
+
+def _gone(*args: object, **kwargs: object) -> None:
+    raise NotImplementedError("NumPy removed its financial functions; use the package numpy-financial")
+
+
+_REMOVED = {
+    "int": int,
+    "float": float,
+    "object": object,
+    "float_": np.float64,
+    "PZERO": 0.0,
+    "NZERO": -0.0,
+    "PINF": np.inf,
+    "Inf": np.inf,
+    "Infinity": np.inf,
+    "infty": np.inf,
+    "NINF": -np.inf,
+    "NaN": np.nan,
+    "NAN": np.nan,
+    "alltrue": np.all,
+    "sometrue": np.any,
+    "product": np.prod,
+    "cumproduct": np.cumprod,
+    "in1d": np.isin,
+    "msort": lambda a: np.sort(a, axis=0),
+    "round_": np.round,
+    "row_stack": np.vstack,
+    "trapz": np.trapezoid,
+    **dict.fromkeys(("fv", "ipmt", "irr", "mirr", "nper", "npv", "pmt", "ppmt", "pv", "rate"), _gone),
+}
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # NumPy warns about the very names that are lent
+    _lent = {name: value for name, value in _REMOVED.items() if not hasattr(np, name)}
+for _name, _value in _lent.items():
+    setattr(np, _name, _value)
+try:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=SyntaxWarning)
+        importlib.import_module("mxnet").npx.set_np()
+finally:
+    for _name in _lent:
+        delattr(np, _name)

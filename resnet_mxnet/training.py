@@ -1,0 +1,59 @@
+"""Loss and training step, as Gluon users write them."""
+
+from types import ModuleType
+
+from mxnet import autograd, gluon, np
+from mxnet.gluon import nn
+
+from common.summary import layer_line
+from resnet_mxnet.layers import SGD, exact_decay
+
+
+class Classifier(nn.HybridBlock):
+    """A network `net` with learning rate `lr`, trained by softmax cross-entropy and SGD."""
+
+    net: nn.HybridSequential
+    lr: float
+
+    def hybrid_forward(self, F: ModuleType, X: np.ndarray) -> np.ndarray:
+        return self.net(X)
+
+    def activations(self, X: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs of b1, b2, …, last, with running statistics."""
+        outputs = {}
+        names = [f"b{k}" for k in range(1, len(self.net))] + ["last"]
+        for name, layer in zip(names, self.net, strict=True):
+            outputs[name] = X = layer(X)
+        return outputs
+
+    def loss(self, Y_hat: np.ndarray, Y: np.ndarray) -> np.ndarray:
+        """Mean softmax cross-entropy of logits (N, classes) and labels (N,)."""
+        return gluon.loss.SoftmaxCrossEntropyLoss()(Y_hat, Y).mean()
+
+    def configure_optimizers(self, momentum: float = 0.0, weight_decay: float = 0.0) -> gluon.Trainer:
+        """SGD at the network's learning rate."""
+        optimizer = SGD(learning_rate=self.lr, momentum=momentum, wd=weight_decay)
+        return gluon.Trainer(self.collect_params(), optimizer, kvstore=None)
+
+    def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
+        """Print the output shape of each stage for images of shape (N, C, H, W)."""
+        outputs = self.activations(np.zeros(X_shape))
+        for name in outputs:
+            print(layer_line(name, outputs[name].shape))
+
+
+def loss_and_gradients(model: Classifier, X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and logits with batch statistics; the gradients are left in each parameter's `.grad()`."""
+    with exact_decay(model):
+        with autograd.record():
+            Y_hat = model(X)
+            loss = model.loss(Y_hat, Y)
+        loss.backward()
+    return loss, Y_hat
+
+
+def train_step(model: Classifier, trainer: gluon.Trainer, X: np.ndarray, Y: np.ndarray) -> np.ndarray:
+    """One step of the optimizer, in place; returns the loss before it."""
+    loss, _ = loss_and_gradients(model, X, Y)
+    trainer.step(1)  # the loss is a mean already
+    return loss

@@ -1,0 +1,35 @@
+"""Options and fixtures of the shared suite: which backends it runs over, and on which device."""
+
+import pytest
+
+from common.backend import BACKENDS
+from common.errors import BadInput
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backends",
+        default=",".join(BACKENDS),
+        help="backends under test, comma-separated; one that cannot be imported fails (default: all four)",
+    )
+    parser.addoption("--device", default="cpu", choices=["cpu", "gpu"], help="where the backends compute")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    names = metafunc.config.getoption("--backends").split(",")
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", names)
+    if "backend_pair" in metafunc.fixturenames:  # every ordered pair, each with itself too
+        metafunc.parametrize("backend_pair", [(a, b) for a in names for b in names], ids="-".join)
+
+
+@pytest.fixture(scope="session")
+def backends(pytestconfig: pytest.Config) -> list[str]:
+    """Names of all backends under test."""
+    return pytestconfig.getoption("--backends").split(",")
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    """The device the backends compute on."""
+    return pytestconfig.getoption("--device")
