@@ -62,6 +62,8 @@ class Block:
     def layers(self) -> list[tuple[str, Shape]]:
         """Layers in the order data meets them: ("conv1", OIHW shape) or ("bn1", (channels,))."""
         c, c_in, bot = self.num_channels, self.in_channels, self.bot_channels
+        layers: list[tuple[str, Shape]]
+        shortcut: list[tuple[str, Shape]]
         if self.groups is None:
             layers = [("conv1", (c, c_in, 3, 3)), ("bn1", (c,)), ("conv2", (c, c, 3, 3)), ("bn2", (c,))]
             shortcut = [("conv3", (c, c_in, 1, 1))]
@@ -130,7 +132,7 @@ class Architecture:
             raise BadInput(f"block must be 'residual' or 'resnext', not {self.block!r}")
 
     def _groups_per_stage(self) -> tuple[int, ...]:
-        groups = self.groups if isinstance(self.groups, Sequence) else (self.groups,) * len(self.stages)
+        groups: Any = self.groups if isinstance(self.groups, Sequence) else (self.groups,) * len(self.stages)
         if len(groups) != len(self.stages) or not all(isinstance(g, int) and g > 0 for g in groups):
             raise BadInput(
                 f"block='resnext' needs groups, the width of a group: one number, or one for each of "

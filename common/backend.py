@@ -120,7 +120,9 @@ class Model(ABC):
     def _labels(self, y: ArrayLike, count: int) -> NDArray:
         labels = np.asarray(y)
         if labels.dtype.kind not in "iu" or labels.shape != (count,):
-            raise BadInput(f"labels must be whole numbers of shape ({count},), not {labels.dtype} {labels.shape}")
+            raise BadInput(
+                f"labels must be whole numbers of shape ({count},), not {labels.dtype} {labels.shape}"
+            )
         if labels.min() < 0 or labels.max() >= self.arch.num_classes:
             raise BadInput(f"labels must be from 0 to {self.arch.num_classes - 1}, the network's classes")
         return labels.astype(np.int32)

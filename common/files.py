@@ -46,5 +46,5 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise BadInput(f"cannot write to the folder {path}: {error.strerror}; choose another with --out") from None
+        raise BadInput(f"cannot write to the folder {path}: {error.strerror}; choose another one") from None
     return path

@@ -21,7 +21,7 @@ from common.weights import Weights, initial_weights, is_statistic
 EPSILON = 1e-5  # added to the variance in batch norm
 DECAY = 0.9  # share of the old value that a running statistic keeps
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 
 
 def pad(x: Array, padding: int, value: float = 0.0) -> Array:
@@ -45,7 +45,9 @@ def scatter_windows(dwindows: Array, shape: tuple[int, ...], stride: int) -> Arr
     return dx
 
 
-def convolution(x: Array, weight: Array, bias: Array, stride: int = 1, padding: int = 0) -> tuple[Array, Callable]:
+def convolution(
+    x: Array, weight: Array, bias: Array, stride: int = 1, padding: int = 0
+) -> tuple[Array, Callable]:
     """Cross-correlation in groups, as a matrix product over unrolled windows (im2col).
 
     `weight` is (O, C / groups, k, k): its second axis says how many groups there are.
@@ -209,7 +211,7 @@ class Pass:
         shortcut, shortcut_backs = x, []
         if block.use_1x1conv:
             i = str(len(chain) + 1)
-            shortcut, convolution_back = self.convolution(f"{block.name}.conv{i}", x, block.strides, padding=0)
+            shortcut, convolution_back = self.convolution(f"{block.name}.conv{i}", x, block.strides, 0)
             shortcut_backs.append(convolution_back)
             if block.groups is not None:  # ResNeXtBlock normalises its shortcut, Residual does not
                 shortcut, norm_back = self.batch_norm(f"{block.name}.bn{i}", shortcut)
@@ -293,7 +295,8 @@ class Model(contract.Model):
 
     def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
         self._momentum, self._weight_decay = momentum, weight_decay
-        self._velocity = {name: np.zeros(w.shape) for name, w in self._state.items() if not is_statistic(name)}
+        trained = [name for name in self._state if not is_statistic(name)]
+        self._velocity = {name: np.zeros(self._state[name].shape) for name in trained}
 
     def _train_step(self, x: Array, y: NDArray, lr: float) -> float:
         result = self._loss_and_gradients(x, y)

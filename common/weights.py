@@ -103,11 +103,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise BadInput(f"checkpoint {path} is not a complete safetensors file: {error}") from None
     if "architecture" not in metadata:
-        raise BadInput(f"checkpoint {path} names no architecture in its metadata; write it with save_checkpoint")
+        raise BadInput(
+            f"checkpoint {path} names no architecture in its metadata; write it with save_checkpoint"
+        )
     try:
         arch = Architecture.from_json(metadata["architecture"])
         return arch, check_weights(arch, weights)

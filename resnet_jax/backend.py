@@ -96,7 +96,7 @@ def _find_device(device: str) -> jax.Device:
 
 
 def _path(arch: Architecture, name: str) -> tuple[str, ...]:
-    """Canonical name to Flax's: "b2.0.bn1.weight" → ("params", "net", "layers_1", "layers_0", "bn1", "scale").
+    """Canonical name to Flax's: "b2.0.bn1.weight" → params / net / layers_1 / layers_0 / bn1 / scale.
 
     `nn.Sequential` numbers all it holds, functions too: the classifier's pool is 0, its dense layer 1.
     """

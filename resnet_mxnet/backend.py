@@ -70,7 +70,7 @@ class Model(contract.Model):
 
 
 def _parameter(net: ResNet, name: str) -> Parameter:
-    """Canonical name to Gluon parameter: "b2.0.bn1.weight" → the gamma of layer bn1 of block 0 of stage b2."""
+    """Canonical name to Gluon's: "b2.0.bn1.weight" → gamma of layer bn1 of block 0 of stage b2."""
     stage, *inner, kind = name.split(".")
     if stage == "last":
         layer = net.net[-1][1]

@@ -3,7 +3,6 @@
 from functools import partial
 
 import keras
-import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow import Tensor
@@ -81,7 +80,7 @@ class Model(contract.Model):
 
 
 def _variable(net: ResNet, name: str) -> keras.Variable:
-    """Canonical name to Keras variable: "b2.0.bn1.weight" → the gamma of layer bn1 of block 0 of stage b2."""
+    """Canonical name to Keras': "b2.0.bn1.weight" → gamma of layer bn1 of block 0 of stage b2."""
     stage, *inner, kind = name.split(".")
     layer = net.net.get_layer(stage)
     if stage == "last":

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Glorot:
+class Glorot(nn.Module):
     """Trap: PyTorch draws convolutions from He uniform and their biases at random.
 
     The others start from Glorot uniform (Glorot and Bengio 2010, equation 16) and biases of 0.

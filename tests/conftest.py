@@ -3,7 +3,6 @@
 import pytest
 
 from common.backend import BACKENDS
-from common.errors import BadInput
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,0 +1,184 @@
+"""The command `resnet-tabs`. No framework is imported here: they work in processes of their own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.architecture import ZOO, Architecture, architecture
+from common.backend import BACKENDS, Backend, find_backend, load_backend
+from common.errors import BadInput
+
+app = typer.Typer(
+    help="One ResNet in MXNet, PyTorch, TensorFlow and JAX, proven to be the same network.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Arch = Annotated[str, typer.Argument(metavar="ARCH", help=f"Name of the network: {', '.join(ZOO)}.")]
+Backends = Annotated[
+    str | None,
+    typer.Option(metavar="NAMES", help=f"Comma-separated: {', '.join(BACKENDS)}, oracle. Default: the four."),
+]
+InputShape = Annotated[str, typer.Option(metavar="C,H,W", help="Channels, height and width of an image.")]
+
+
+@app.command()
+def compare(
+    arch: Arch,
+    backends: Backends = None,
+    input_shape: InputShape = "1,96,96",
+    dtype: Annotated[str, typer.Option(help="float64, float32 or both.")] = "both",
+    steps: Annotated[int, typer.Option(help="SGD steps to take.")] = 20,
+    device: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights to start from. Default: drawn from seed 0.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            envvar="RESNET_TABS_DATA",
+            help="Folder of the full Fashion-MNIST. Default: the shipped sample.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for report.html and results.json.")] = Path(
+        "compare"
+    ),
+) -> None:
+    """Run every backend on the same images and prove that they agree.
+
+    Exits with 0 if they do, 1 if not, 2 if the question makes no sense.
+    """
+    from common import compare as comparing
+    from common import report
+    from common.data import batches, full, sample
+    from common.files import output_folder
+    from common.weights import initial_weights, load_checkpoint
+
+    chosen = _backends(backends)
+    shape = _shape(input_shape)
+    if dtype not in ("float64", "float32", "both"):
+        raise BadInput(f"unknown dtype {dtype!r}; give float64, float32 or both")
+    if device not in ("cpu", "gpu"):
+        raise BadInput(f"unknown device {device!r}; give cpu or gpu")
+    if steps < 0:
+        raise BadInput(f"--steps must be 0 or more, not {steps}")
+    network = _network(arch, shape)
+    weights = initial_weights(network)
+    if checkpoint:
+        given, weights = load_checkpoint(checkpoint)
+        if given.stages != network.stages or given.block != network.block:
+            raise BadInput(
+                f"checkpoint {checkpoint} is of another architecture than {arch}: {given.to_json()}"
+            )
+        network = given
+    network.check_input((1, *shape))
+    images = full(data) if data else sample()
+    folder = output_folder(out)
+
+    # Eight images with labels the network knows.
+    known = images.train_labels < network.num_classes
+    x, y = next(
+        batches(
+            images.train_images[known],
+            images.train_labels[known],
+            batch_size=8,
+            seed=0,
+            size=shape[1:],
+            channels=shape[0],
+            dtype="float64",
+        )
+    )
+    job = comparing.Job(network, weights, x, y, steps=steps, device=device)
+    installed = [backend.name for backend in chosen if backend.installed]
+    with report.progress(arch, job, images.source) as tell:
+        found = comparing.compare(
+            job, installed, ["float64", "float32"] if dtype == "both" else [dtype], tell
+        )
+    result = report.Report(arch, images.source, found, chosen)
+    report.show(result)
+    report.write(result, folder)
+    raise typer.Exit(0 if result.proven else 1)
+
+
+@app.command()
+def summary(arch: Arch, backends: Backends = None, input_shape: InputShape = "1,96,96") -> None:
+    """Show what each stage puts out and holds, one column a backend. Exits with 1 if they differ."""
+    from common import report
+    from common.compare import summarise
+    from common.workers import Worker
+
+    chosen = _backends(backends)
+    shape = _shape(input_shape)
+    network = _network(arch, shape)
+    network.check_input((1, *shape))
+    names = [backend.name for backend in chosen if backend.installed]
+    workers = {name: Worker() for name in names if name != "oracle"}
+    waiting = {name: workers[name].submit(summarise, name, network, (1, *shape)) for name in workers}
+    rows = {
+        name: waiting[name].result() if name in waiting else summarise(name, network, (1, *shape))
+        for name in names
+    }
+    for worker in workers.values():
+        worker.close()
+    report.show_missing(chosen)
+    report.show_summary(rows)
+    raise typer.Exit(0 if names and all(row == rows[names[0]] for row in rows.values()) else 1)
+
+
+@app.command()
+def download(
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to fetch into. Default: the user's cache.")
+    ] = None,
+) -> None:
+    """Fetch the full Fashion-MNIST (30 MB) from its official mirror and check it."""
+    from common import data
+
+    typer.echo(f"Fashion-MNIST is in {data.download(to)}")
+
+
+def _backends(names: str | None) -> list[Backend]:
+    """The backends asked for. One that was named must be installed; the four are shown either way."""
+    if names is None:
+        return list(BACKENDS.values())
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    for name in chosen:
+        find_backend(name)  # an unknown name is said before a missing framework
+    return [load_backend(name) for name in chosen]
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    """ "1,96,96" → (1, 96, 96)."""
+    try:
+        channels, height, width = (int(part) for part in text.split(","))
+    except ValueError:
+        raise BadInput(
+            f"malformed input shape {text!r}; give channels,height,width such as 1,96,96"
+        ) from None
+    if min(channels, height, width) < 1:
+        raise BadInput(f"input shape {text!r} must be of numbers from 1 up, such as 1,96,96")
+    return channels, height, width
+
+
+def _network(name: str, shape: tuple[int, int, int]) -> Architecture:
+    return architecture(name, in_channels=shape[0])
+
+
+def main() -> None:
+    """The console script: bad input is one line on standard error and exit code 2."""
+    try:
+        app()
+    except BadInput as error:
+        print(f"resnet-tabs: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

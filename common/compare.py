@@ -1,0 +1,303 @@
+"""The main job: give several backends the same network and the same images, and decide if they agree.
+
+The oracle is the reference. Every backend computes in a process of its own and sends back evidence: what
+it put out, what its gradients were, and where some steps of training took it. A deviation is
+‖a − b‖₂ / ‖b‖₂; for the worst gradient tensor it is ‖a − b‖∞ over the largest gradient in the network,
+because the bias of a convolution before batch norm has a gradient of exactly zero.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from common.architecture import Architecture
+from common.backend import Evaluation, load_backend
+from common.summary import Row
+from common.weights import Weights
+from common.workers import Worker
+
+AT_ONCE = 2  # backends at work at the same time, while nothing is timed
+WARM_UP, REPEATS = 3, 12  # passes before and during timing
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every backend is given. `x` is (N, C, H, W) in [0, 1], `y` int (N,)."""
+
+    arch: Architecture
+    weights: Weights
+    x: NDArray
+    y: NDArray
+    steps: int = 20
+    lr: float = 0.01
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one backend made of a job in one dtype."""
+
+    rows: list[Row]
+    logits: NDArray
+    activations: dict[str, NDArray]
+    training: Evaluation
+    trained: Weights
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median milliseconds in float32."""
+
+    forward: float
+    step: float
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something that must be the same everywhere: how far apart two backends are, and how far they may be.
+
+    In float32 one ReLU within rounding of zero moves a gradient by 1 %: no bound, the figure is shown.
+    """
+
+    name: str
+    bounds: dict[str, float]
+    deviation: Callable[[Evidence, Evidence], float]
+
+
+@dataclass
+class Comparison:
+    """All that was found. Deviations are by dtype, quantity and backend, against the oracle."""
+
+    job: Job
+    evidence: dict[tuple[str, str], Evidence] = field(default_factory=dict)
+    deviations: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    worst_pairs: dict[str, dict[str, tuple[float, str]]] = field(default_factory=dict)
+    timings: dict[str, Timing] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)
+
+    @property
+    def agree(self) -> bool:
+        """Whether every backend computed, and all are within the bounds."""
+        return not self.failures and not self.differences
+
+
+def distance(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
+    """‖a − b‖₂ / ‖b‖₂ over all tensors together."""
+    difference = sum(_square(a[name] - b[name]) for name in b)
+    return _ratio(difference**0.5, sum(_square(tensor) for tensor in b.values()) ** 0.5)
+
+
+def deviation(a: ArrayLike, b: ArrayLike) -> float:
+    """‖a − b‖₂ / ‖b‖₂."""
+    return distance({"": np.asarray(a)}, {"": np.asarray(b)})
+
+
+def worst_gradient(a: Weights, b: Weights) -> float:
+    """The largest ‖a − b‖∞ of one tensor, over the largest entry of all of b."""
+    largest = max(np.abs(tensor).max() for tensor in b.values())
+    return _ratio(max(np.abs(a[name] - b[name]).max() for name in b), largest)
+
+
+def _square(tensor: NDArray) -> float:
+    flat = tensor.astype(np.float64, copy=False).ravel()
+    return float(flat @ flat)
+
+
+def _ratio(difference: float, size: float) -> float:
+    """Zero only for equal things: a difference from nothing is infinite, and NaN stays NaN."""
+    if difference == 0:
+        return 0.0
+    return float(difference / size) if size else np.inf
+
+
+def quantities(steps: int) -> list[Quantity]:
+    """What is compared, in the order a reader asks for it."""
+    exact = {"float64": 1e-12}
+    loose = exact | {"float32": 1e-5}
+    return [
+        Quantity("logits", loose, lambda a, b: deviation(a.logits, b.logits)),
+        Quantity(
+            "worst layer output",
+            loose,
+            lambda a, b: max(deviation(a.activations[name], b.activations[name]) for name in b.activations),
+        ),
+        Quantity("training logits", exact, lambda a, b: deviation(a.training.logits, b.training.logits)),
+        Quantity("training loss", loose, lambda a, b: deviation(a.training.loss, b.training.loss)),
+        Quantity("gradients", exact, lambda a, b: distance(a.training.gradients, b.training.gradients)),
+        Quantity(
+            "worst gradient tensor",
+            exact,
+            lambda a, b: worst_gradient(a.training.gradients, b.training.gradients),
+        ),
+        Quantity("running statistics", exact, lambda a, b: distance(a.training.running, b.training.running)),
+        Quantity(
+            f"weights, {steps} steps on", {"float64": 1e-10}, lambda a, b: distance(a.trained, b.trained)
+        ),
+    ]
+
+
+def collect(name: str, job: Job, dtype: str) -> Evidence:
+    """Run the job in one backend. This is what a worker process does."""
+    model = load_backend(name).build(job.arch, dtype, job.device)
+    model.load_weights(job.weights)
+    logits = model.predict(job.x)
+    activations = model.activations(job.x)
+    training = model.loss_and_gradients(job.x, job.y)
+    rows = model.summary(job.x.shape)
+    for _ in range(job.steps):
+        model.train_step(job.x, job.y, lr=job.lr)
+    return Evidence(rows, logits, activations, training, model.weights())
+
+
+def measure(name: str, job: Job) -> Timing:
+    """Time one backend in float32, warmed up. Nothing else should be computing."""
+    model = load_backend(name).build(job.arch, "float32", job.device)
+    return Timing(
+        forward=_milliseconds(lambda: model.predict(job.x)),
+        step=_milliseconds(lambda: model.train_step(job.x, job.y, lr=job.lr)),
+    )
+
+
+def _milliseconds(function: Callable[[], object]) -> float:
+    durations = []
+    for _ in range(WARM_UP + REPEATS):
+        start = time.perf_counter()
+        function()
+        durations.append(1000 * (time.perf_counter() - start))
+    return statistics.median(durations[WARM_UP:])
+
+
+def summarise(name: str, arch: Architecture, input_shape: tuple[int, ...]) -> list[Row]:
+    """The layer summary of one backend."""
+    return load_backend(name).build(arch).summary(input_shape)
+
+
+def compare(
+    job: Job,
+    names: list[str],
+    dtypes: list[str],
+    progress: Callable[[str], None] = lambda line: None,
+) -> Comparison:
+    """Run the job in the oracle and in every named backend, each in a process of its own, and decide.
+
+    Args:
+        job: the network, its weights and the images.
+        names: backends to compare; the oracle is always run.
+        dtypes: "float64", "float32" or both.
+        progress: is told, in a line, whenever something has been done.
+    """
+    found = Comparison(job)
+    names = [name for name in names if name != "oracle"]
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(closing(Worker())) for name in ["oracle", *names]}
+        _collect_all(found, workers, dtypes, progress)
+        for name in names:
+            if name not in found.failures:
+                found.timings[name] = workers[name].submit(measure, name, job).result()
+                progress(f"{name}: timed")
+    _judge(found, names, dtypes)
+    return found
+
+
+def _collect_all(
+    found: Comparison, workers: dict[str, Worker], dtypes: list[str], progress: Callable[[str], None]
+) -> None:
+    """Gather evidence, a few backends at a time, each going through its dtypes in order."""
+    waiting = [(name, ["float64"] if name == "oracle" else list(dtypes)) for name in workers]
+    running: dict[Future[Evidence], tuple[str, str, list[str], float]] = {}
+
+    def start(name: str, left: list[str]) -> None:
+        future = workers[name].submit(collect, name, found.job, left[0])
+        running[future] = (name, left[0], left[1:], time.perf_counter())
+
+    while waiting or running:
+        while waiting and len(running) < AT_ONCE:
+            start(*waiting.pop(0))
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            name, dtype, left, since = running.pop(future)
+            try:
+                found.evidence[name, dtype] = future.result()
+            except Exception as error:  # whatever a framework raises is a finding about that framework
+                found.failures[name] = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+                progress(f"{name}: {dtype} failed")
+                continue
+            progress(f"{name}: {dtype} done in {time.perf_counter() - since:.1f} s")
+            if left:
+                start(name, left)
+
+
+def _judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
+    """Fill in deviations, worst pairs, and a line for each backend that differs."""
+    if "oracle" in found.failures:
+        return
+    reference = found.evidence["oracle", "float64"]
+    names = [name for name in names if name not in found.failures]
+    for name in names:
+        for dtype in dtypes:
+            if found.evidence[name, dtype].rows != reference.rows:
+                found.differences.append(f"{name}: its layer summary in {dtype} is not the oracle's")
+
+    for dtype in dtypes:
+        found.deviations[dtype], found.worst_pairs[dtype] = {}, {}
+        outside: dict[str, list[str]] = {}
+        for quantity in quantities(found.job.steps):
+            bound = quantity.bounds.get(dtype, np.inf)
+            against_oracle = {
+                name: quantity.deviation(found.evidence[name, dtype], reference) for name in names
+            }
+            pairs = [
+                (quantity.deviation(found.evidence[a, dtype], found.evidence[b, dtype]), f"{a}–{b}")
+                for a, b in combinations(names, 2)
+            ]
+            found.deviations[dtype][quantity.name] = against_oracle
+            if pairs:
+                worst = max(pairs, key=lambda pair: np.inf if np.isnan(pair[0]) else pair[0])
+                found.worst_pairs[dtype][quantity.name] = worst
+            for name, value in against_oracle.items():
+                if not value <= bound and quantity.bounds.get(dtype):
+                    outside.setdefault(name, []).append(f"{quantity.name} {value:.1e} > {bound:.0e}")
+            for value, pair in pairs:
+                if not value <= bound and quantity.bounds.get(dtype):
+                    outside.setdefault(pair, []).append(f"{quantity.name} {value:.1e} > {bound:.0e}")
+        for name, lines in outside.items():
+            where = first_difference(found.evidence[name, dtype], reference, dtype) if name in names else ""
+            found.differences.append(f"{name} in {dtype}: {'; '.join(lines)}{where}")
+
+
+def first_difference(a: Evidence, b: Evidence, dtype: str) -> str:
+    """Where `a` parts ways with `b`: the first layer, in the order of computation, and the one before."""
+    bound = {"float64": 1e-12, "float32": 1e-5}[dtype]
+    largest = max(np.abs(gradient).max() for gradient in b.training.gradients.values())
+
+    def gradients() -> Iterator[tuple[str, float]]:  # computed from the last layer to the first
+        for name in reversed(b.training.gradients):
+            difference = np.abs(a.training.gradients[name] - b.training.gradients[name]).max()
+            yield name, _ratio(difference, largest)
+
+    walks: list[tuple[str, Iterator[tuple[str, float]]]] = [
+        ("layer", ((n, deviation(a.activations[n], b.activations[n])) for n in b.activations)),
+        (
+            "statistic",
+            ((n, deviation(a.training.running[n], b.training.running[n])) for n in b.training.running),
+        ),
+        ("gradient", gradients()),
+        ("trained weight", ((n, deviation(a.trained[n], b.trained[n])) for n in b.trained)),
+    ]
+    for kind, walk in walks:
+        before = "it is the first"
+        for name, value in walk:
+            if not value <= bound:
+                return f". First {kind} that differs: {name}, by {value:.1e} ({before})"
+            before = f"{name} just before: {value:.1e}"
+    return ""

@@ -1,0 +1,105 @@
+"""What several tests share: how far apart two results are, models, and weights where nothing is trivial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike, NDArray
+
+from common.architecture import Architecture
+from common.backend import load_backend
+from common.errors import BadInput
+from common.weights import Weights, initial_weights
+
+ROUNDING = 1e-12  # float64: activations, logits, loss, gradients, running statistics
+TRAINED = 1e-10  # float64: weights after a run of SGD steps
+SINGLE = 1e-5  # float32: logits in evaluation
+
+Arrays = Mapping[str, NDArray]
+
+
+def deviation(a: ArrayLike | Arrays, b: ArrayLike | Arrays) -> float:
+    """‖a − b‖₂ / ‖b‖₂, over all arrays together where there are several."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        assert list(a) == list(b)
+        assert [a[name].shape for name in a] == [b[name].shape for name in b]
+        a, b = (np.concatenate([array.ravel() for array in arrays.values()]) for arrays in (a, b))
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape
+    difference = np.linalg.norm(a - b)
+    return float(difference / np.linalg.norm(b)) if difference else 0.0  # nothing but zeros agree too
+
+
+def worst(a: Arrays, b: Arrays) -> float:
+    """The largest deviation of one array."""
+    assert list(a) == list(b)
+    return max(deviation(a[name], b[name]) for name in a)
+
+
+def worst_gradient(a: Arrays, b: Arrays) -> float:
+    """The largest difference of one entry, relative to the largest gradient in the network."""
+    assert list(a) == list(b)
+    largest = max(np.abs(array).max() for array in b.values())
+    return float(max(np.abs(a[name] - b[name]).max() for name in a) / largest)
+
+
+def disagreements(a: Any, b: Any) -> dict[str, float]:
+    """The deviations out of bounds, by name, between two of `run`."""
+    (activations, evaluation), (activations_b, evaluation_b) = a, b
+    found = {
+        **{name: deviation(activations[name], activations_b[name]) for name in activations_b},
+        "training logits": deviation(evaluation.logits, evaluation_b.logits),
+        "loss": deviation(evaluation.loss, evaluation_b.loss),
+        "gradients": deviation(evaluation.gradients, evaluation_b.gradients),
+        "worst gradient": worst_gradient(evaluation.gradients, evaluation_b.gradients),
+        "running statistics": worst(evaluation.running, evaluation_b.running),
+    }
+    return {name: value for name, value in found.items() if not value <= ROUNDING}
+
+
+def run(model: Any, x: NDArray, y: NDArray) -> Any:
+    """The outputs of every stage in evaluation, and a training pass."""
+    return model.activations(x), model.loss_and_gradients(x, y)
+
+
+def build(backend: str, arch: Architecture, dtype: str = "float64", device: str = "cpu") -> Any:
+    """A model; the test is skipped, visibly, if it is for a GPU and this backend has none."""
+    try:
+        return load_backend(backend).build(arch, dtype, device)
+    except BadInput as error:
+        if device == "gpu" and "sees no GPU" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+built = cache(build)  # for tests that set the weights they need: some frameworks compile for seconds
+
+
+def random_weights(arch: Architecture, seed: int = 0) -> Weights:
+    """Initial weights, with no bias or mean left at 0 and no scale or variance at 1."""
+    generator = np.random.default_rng([seed, 1])
+    return {
+        name: array + generator.uniform(-0.5, 0.5, array.shape) if array.ndim == 1 else array
+        for name, array in initial_weights(arch, seed).items()
+    }
+
+
+def random_batch(
+    arch: Architecture, count: int, height: int, width: int, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Images in [0, 1] and labels."""
+    generator = np.random.default_rng([seed, 2])
+    images = generator.random((count, arch.in_channels, height, width))
+    return images, generator.integers(arch.num_classes, size=count)
+
+
+def one_line(error: pytest.ExceptionInfo[BaseException], *words: str) -> None:
+    """The message is one line and has these words."""
+    message = str(error.value)
+    assert message and "\n" not in message
+    for word in words:
+        assert word in message
