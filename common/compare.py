@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.architecture import Architecture
 from common.backend import Evaluation, load_backend
+from common.errors import BadInput
 from common.summary import Row
 from common.weights import Weights
 from common.workers import Worker
@@ -205,7 +206,7 @@ def compare(
             if name not in found.failures:
                 found.timings[name] = workers[name].submit(measure, name, job).result()
                 progress(f"{name}: timed")
-    _judge(found, names, dtypes)
+    judge(found, names, dtypes)
     return found
 
 
@@ -228,6 +229,8 @@ def _collect_all(
             name, dtype, left, since = running.pop(future)
             try:
                 found.evidence[name, dtype] = future.result()
+            except BadInput:
+                raise
             except Exception as error:  # whatever a framework raises is a finding about that framework
                 found.failures[name] = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
                 progress(f"{name}: {dtype} failed")
@@ -237,7 +240,7 @@ def _collect_all(
                 start(name, left)
 
 
-def _judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
+def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
     """Fill in deviations, worst pairs, and a line for each backend that differs."""
     if "oracle" in found.failures:
         return
@@ -252,24 +255,21 @@ def _judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
         found.deviations[dtype], found.worst_pairs[dtype] = {}, {}
         outside: dict[str, list[str]] = {}
         for quantity in quantities(found.job.steps):
-            bound = quantity.bounds.get(dtype, np.inf)
+            bound = quantity.bounds.get(dtype)
             against_oracle = {
                 name: quantity.deviation(found.evidence[name, dtype], reference) for name in names
             }
-            pairs = [
-                (quantity.deviation(found.evidence[a, dtype], found.evidence[b, dtype]), f"{a}–{b}")
+            pairs = {
+                f"{a}–{b}": quantity.deviation(found.evidence[a, dtype], found.evidence[b, dtype])
                 for a, b in combinations(names, 2)
-            ]
+            }
             found.deviations[dtype][quantity.name] = against_oracle
             if pairs:
-                worst = max(pairs, key=lambda pair: np.inf if np.isnan(pair[0]) else pair[0])
-                found.worst_pairs[dtype][quantity.name] = worst
-            for name, value in against_oracle.items():
-                if not value <= bound and quantity.bounds.get(dtype):
+                worst = max(pairs, key=lambda pair: np.nan_to_num(pairs[pair], nan=np.inf))
+                found.worst_pairs[dtype][quantity.name] = (pairs[worst], worst)
+            for name, value in {**against_oracle, **pairs}.items():
+                if bound and not value <= bound:  # NaN is outside too
                     outside.setdefault(name, []).append(f"{quantity.name} {value:.1e} > {bound:.0e}")
-            for value, pair in pairs:
-                if not value <= bound and quantity.bounds.get(dtype):
-                    outside.setdefault(pair, []).append(f"{quantity.name} {value:.1e} > {bound:.0e}")
         for name, lines in outside.items():
             where = first_difference(found.evidence[name, dtype], reference, dtype) if name in names else ""
             found.differences.append(f"{name} in {dtype}: {'; '.join(lines)}{where}")

@@ -89,6 +89,15 @@ def convolution(
     return y, backward
 
 
+def channel_mean(x: Array) -> Array:
+    """(N, C, H, W) → (C,).
+
+    Pixels first, which NumPy adds in pairs: added one by one, the equal pixels of an image's background
+    pile up their rounding errors.
+    """
+    return x.mean((2, 3)).mean(0)
+
+
 def batch_norm(x: Array, weight: Array, bias: Array, mean: Array, var: Array) -> Array:
     """Normalise each channel with given statistics. Ioffe and Szegedy (2015), algorithm 2."""
     scale = weight / np.sqrt(var + EPSILON)
@@ -100,7 +109,8 @@ def batch_norm_training(x: Array, weight: Array, bias: Array) -> tuple[Array, Ar
 
     Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1 and section 3.
     """
-    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    mean = channel_mean(x)
+    var = channel_mean((x - mean[:, None, None]) ** 2)
     deviation = np.sqrt(var + EPSILON)[:, None, None]
     normalised = (x - mean[:, None, None]) / deviation
     y = normalised * weight[:, None, None] + bias[:, None, None]

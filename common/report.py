@@ -95,7 +95,7 @@ class Report:
 @contextmanager
 def progress(arch: str, job: Job, source: str) -> Iterator[Callable[[str], None]]:
     """Say what begins, and then each thing done with the time since; a spinner where there is a terminal."""
-    console = Console()
+    console = _console()
     shape = "×".join(str(size) for size in job.x.shape[1:])
     console.print(f"Comparing [bold]{arch}[/] on {len(job.x)} images of {shape} from {source}")
     start = time.perf_counter()
@@ -105,7 +105,7 @@ def progress(arch: str, job: Job, source: str) -> Iterator[Callable[[str], None]
 
 def show(report: Report) -> None:
     """Print the tables and the verdict."""
-    console = Console()
+    console = _console()
     show_missing(report.chosen)
     show_summary(report.rows)
     for dtype in report.found.deviations:
@@ -125,7 +125,7 @@ def show_missing(chosen: list[Backend]) -> None:
             table.add_row(
                 LABELS[backend.name], f"[bold red]not installed[/]; run: {_escape(backend.install)}"
             )
-    Console().print(table)
+    _console().print(table)
 
 
 def show_summary(rows: Mapping[str, list[Row]]) -> None:
@@ -134,14 +134,14 @@ def show_summary(rows: Mapping[str, list[Row]]) -> None:
         return
     table = Table("stage", "kind", title="Layers", box=box.SIMPLE, title_justify="left")
     for name in rows:
-        table.add_column(LABELS[name], justify="right")
+        table.add_column(LABELS[name], justify="right", no_wrap=True)
     table.add_column("same")
     for stage in zip(*rows.values(), strict=True):
-        cells = [f"{_shape(row)} [dim]{row.parameters:,}[/]" for row in stage]
+        cells = [f"{_shape(row)}\n[dim]{row.parameters:,}[/]" for row in stage]
         table.add_row(stage[0].name, stage[0].kind, *cells, _tick(len(set(stage)) == 1))
     totals = [sum(row.parameters for row in column) for column in rows.values()]
     table.add_row("", "parameters", *[f"{total:,}" for total in totals], _tick(len(set(totals)) == 1))
-    Console().print(table)
+    _console().print(table)
 
 
 def _deviation_table(report: Report, dtype: str) -> Table:
@@ -184,7 +184,7 @@ def write(report: Report, folder: Path) -> None:
     """Write results.json and report.html, each whole or not at all."""
     write_atomically(folder / "results.json", json.dumps(results(report), indent=2, allow_nan=False) + "\n")
     write_atomically(folder / "report.html", html(report))
-    Console().print(f"{folder / 'report.html'} and {folder / 'results.json'} written", soft_wrap=True)
+    _console().print(f"{folder / 'report.html'} and {folder / 'results.json'} written", soft_wrap=True)
 
 
 def results(report: Report) -> dict[str, Any]:
@@ -310,6 +310,12 @@ def installed_version(backend: Backend) -> str:
         return version(backend.framework)
     except PackageNotFoundError:
         return "unknown version"
+
+
+def _console() -> Console:
+    """The terminal; a log has no width, and is given what the widest table needs."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
 
 
 def _shape(row: Row) -> str:

@@ -4,11 +4,12 @@ Images are (N, C, H, W) and weights have the names and shapes of `common`, whate
 A framework or d2l that cannot be imported fails every test that asks for it.
 """
 
+import random
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -21,8 +22,8 @@ Arrays = dict[str, NDArray]
 
 D2L_NAMES = {"mxnet": "d2l.mxnet", "torch": "d2l.torch", "tf": "d2l.tensorflow", "jax": "d2l.jax"}
 
-# d2l names these at the top of d2l.torch and d2l.jax, for its data sets. No block uses them, and they are
-# large (and torchvision would have to match the build of torch), so empty modules stand in for them.
+# d2l.torch and d2l.jax import these at the top, for their data sets. No block uses them, and they are large
+# (and torchvision would have to match the build of torch), so empty modules stand in for them.
 UNUSED = ("torchvision", "torchvision.transforms", "tensorflow_datasets")
 
 
@@ -32,17 +33,17 @@ def import_ours(framework: str) -> ModuleType:
 
 
 def import_published(framework: str) -> ModuleType:
-    """The module of d2l 1.0.3; ours goes first, for MXNet's NumPy names and Keras' choice of backend."""
+    """The module of d2l; ours goes first, for MXNet's NumPy names and Keras' choice of backend."""
     import_ours(framework)
-    stand_ins = {name: ModuleType(name) for name in UNUSED if name not in sys.modules}
-    if "torchvision" in stand_ins:
+    randint = random.randint
+    with pytest.MonkeyPatch.context() as patch:
+        stand_ins = {name: ModuleType(name) for name in UNUSED}
         stand_ins["torchvision"].transforms = stand_ins["torchvision.transforms"]
-    sys.modules.update(stand_ins)
-    try:
+        for name, module in stand_ins.items():
+            patch.setitem(sys.modules, name, module)
+        # d2l.jax draws randint(0, 1e6) while it is imported, which Python refuses from 3.12 on.
+        patch.setattr(random, "randint", lambda low, high: randint(low, int(high)))
         return import_module(D2L_NAMES[framework])
-    finally:  # nobody else shall take them for the real ones
-        for name in stand_ins:
-            del sys.modules[name]
 
 
 class BlockUnderTest(ABC):
@@ -129,9 +130,9 @@ class TensorFlowBlock(BlockUnderTest):
             self.block = block(**options)
             self.run(x, training=False)
         self.layers = {n: layer for n, layer in vars(self.block).items() if isinstance(layer, keras.Layer)}
-        for layer in self.layers.values():
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.epsilon = 1e-5  # d2l leaves it at Keras' 1e-3, unlike its other three
+        if block.__module__ == "d2l.tensorflow":
+            for name in (name for name in self.layers if name.startswith("bn")):
+                self.layers[name].epsilon = 1e-5  # d2l leaves it at Keras' 1e-3, unlike its other three
 
     def arrays(self) -> Arrays:
         return {name: channels_first(v.numpy()) for name, v in self._variables().items()}
@@ -170,8 +171,7 @@ class JAXBlock(BlockUnderTest):
 
         module = self.training if training else self.evaluation
         with jax.enable_x64(True):
-            apply = jax.jit(partial(module.apply, mutable=["batch_stats"]))
-            y, moved = apply(self.variables, x.transpose(0, 2, 3, 1))
+            y, moved = module.apply(self.variables, x.transpose(0, 2, 3, 1), mutable=["batch_stats"])
         self.variables = self.variables | moved
         return np.asarray(y).transpose(0, 3, 1, 2)
 

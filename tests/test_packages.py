@@ -1,0 +1,314 @@
+"""The packages side by side: the same names, signatures and rooms, and nobody imports a neighbour."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import common
+from common.architecture import Architecture
+from common.backend import BACKENDS
+from tests.helpers import one_line
+
+CLASSES = ("Residual", "ResNeXtBlock", "ResNet", "ResNet18")
+ROOMS = {"__init__.py", "backend.py", "blocks.py", "layers.py", "resnet.py", "training.py"}
+MAY_HAVE = {"compat.py"}  # what must be said before the framework is imported
+FRAMEWORKS = {"mxnet", "torch", "tensorflow", "keras", "jax", "jaxlib", "flax", "optax"}
+
+PACKAGES = {name: backend.module.split(".")[0] for name, backend in BACKENDS.items()}
+
+
+def package(backend: str) -> ModuleType:
+    return import_module(PACKAGES[backend])
+
+
+def folder(name: str) -> Path:
+    """Where a package's source lies, found without importing it."""
+    spec = find_spec(name)
+    assert spec and spec.origin
+    return Path(spec.origin).parent
+
+
+# By inspection
+
+
+SIGNATURES = {
+    "Residual": "(num_channels, use_1x1conv=False, strides=1)",
+    "ResNeXtBlock": "(num_channels, groups, bot_mul, use_1x1conv=False, strides=1)",
+    "ResNet": "(arch, lr=0.1, num_classes=10)",
+    "ResNet18": "(lr=0.1, num_classes=10)",
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_signatures_are_those_of_the_chapter(backend: str, name: str) -> None:
+    """In Flax the parameters are fields, and `training` and Flax's own come after them."""
+    signature = inspect.signature(getattr(package(backend), name).__init__)
+    own = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "self"]
+    if backend == "jax":
+        assert [p.name for p in own[-3:]] == ["training", "parent", "name"]
+        assert own[-3].default is True
+        del own[-3:]
+    found = signature.replace(parameters=own, return_annotation=signature.empty)
+    assert str(found) == SIGNATURES[name]
+
+
+def test_the_packages_export_the_same_names(backend: str) -> None:
+    found = package(backend)
+    assert set(found.__all__) == {*CLASSES, "Classifier"}
+    for name in found.__all__:
+        assert getattr(found, name).__module__.startswith(PACKAGES[backend])
+
+
+@pytest.mark.parametrize("name", PACKAGES.values())
+def test_the_packages_have_the_same_rooms(name: str) -> None:
+    files = {path.name for path in folder(name).glob("*.py")}
+    assert ROOMS <= files <= ROOMS | MAY_HAVE
+
+
+def contents(path: Path) -> list[tuple[str, str]]:
+    """Classes, public methods without the framework's word for "call", and what each is, up to the colon."""
+    found = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            methods = [child for child in node.body if isinstance(child, ast.FunctionDef)]
+            for item in [node, *(method for method in methods if ast.get_docstring(method))]:
+                found.append((item.name, (ast.get_docstring(item) or "").split(":")[0]))
+    return found
+
+
+@pytest.mark.parametrize("room", ["blocks.py", "resnet.py"])
+def test_the_pages_a_student_reads_have_the_same_classes_with_the_same_words(room: str) -> None:
+    first, *others = (contents(folder(name) / room) for name in PACKAGES.values())
+    assert set(dict(first)) & set(CLASSES)
+    for other in others:
+        assert other == first
+
+
+# Who imports whom
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level packages that a source file names in import statements, wherever they stand."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def test_common_names_no_framework_and_no_backend_in_an_import() -> None:
+    for path in folder("common").rglob("*.py"):
+        assert not imports(path) & (FRAMEWORKS | set(PACKAGES.values())), path
+
+
+@pytest.mark.parametrize("backend_name", PACKAGES)
+def test_a_package_imports_its_own_framework_and_no_other_package(backend_name: str) -> None:
+    own = {"mxnet": {"mxnet"}, "torch": {"torch"}, "tf": {"tensorflow", "keras"}}
+    allowed = {PACKAGES[backend_name], *own.get(backend_name, {"jax", "flax", "optax"})}
+    for path in folder(PACKAGES[backend_name]).rglob("*.py"):
+        assert imports(path) & (FRAMEWORKS | set(PACKAGES.values())) <= allowed, path
+
+
+IMPORT_ALL_OF_COMMON = """
+import importlib, pkgutil, sys
+import common
+names = [module.name for module in pkgutil.walk_packages(common.__path__, "common.")]
+for name in names:
+    importlib.import_module(name)
+print(*names)
+print(*{name.split(".")[0] for name in sys.modules})
+"""
+
+
+def python(code: str, *args: str) -> str:
+    """Standard output of a Python process of its own."""
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_all_of_common_imports_no_framework() -> None:
+    names, modules = python(IMPORT_ALL_OF_COMMON).splitlines()
+    assert {"common.oracle", "common.backend", "common.weights", "common.data"} <= set(names.split())
+    assert "numpy" in modules.split()
+    assert not set(modules.split()) & (FRAMEWORKS | set(PACKAGES.values()))
+
+
+def test_available_backends_lists_those_under_test(backends: list[str]) -> None:
+    assert set(backends) <= set(common.available_backends())
+    assert "oracle" not in common.available_backends()
+
+
+PREDICT_IN_THIS_ORDER = """
+import sys
+from importlib import import_module
+import numpy as np
+from common import Architecture, load_backend
+
+names = sys.argv[1:]
+for name in names:
+    import_module(load_backend(name).module)
+arch = Architecture(stages=((1, 2),), stem_channels=2)
+x = np.random.default_rng(0).random((1, 1, 32, 32))
+expected = load_backend("oracle").build(arch).predict(x)
+for name in names:
+    found = load_backend(name).build(arch, "float64").predict(x)
+    assert np.linalg.norm(found - expected) <= 1e-12 * np.linalg.norm(expected), name
+print("all agree")
+"""
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["in order", "reversed"])
+def test_all_frameworks_live_in_one_process_whichever_comes_first(backends: list[str], order: int) -> None:
+    if set(backends) != set(BACKENDS):
+        pytest.skip("not all backends are under test")
+    assert python(PREDICT_IN_THIS_ORDER, *backends[::order]) == "all agree\n"
+
+
+# The chapter's calls
+
+
+def shape_after(backend: str, block: Any, shape: tuple[int, int, int, int]) -> tuple[int, ...]:
+    """The shape of a block's output for a batch of this (N, C, H, W) shape, as (N, C, H, W)."""
+    X = np.random.default_rng(0).normal(size=shape).astype("float32")
+    if backend in ("tf", "jax"):
+        X = X.transpose(0, 2, 3, 1)
+    if backend == "torch":
+        import torch
+
+        Y = block(torch.from_numpy(X))
+    elif backend == "jax":
+        import jax
+
+        Y, _ = block.init_with_output(jax.random.key(0), X)
+    elif backend == "mxnet":
+        import mxnet
+
+        block.initialize()
+        Y = block(mxnet.np.array(X))
+    else:
+        Y = block(X)
+    n, *rest = Y.shape
+    return (n, rest[2], rest[0], rest[1]) if backend in ("tf", "jax") else (n, *rest)
+
+
+def test_a_residual_block_keeps_the_shape(backend: str) -> None:
+    assert shape_after(backend, package(backend).Residual(3), (4, 3, 6, 6)) == (4, 3, 6, 6)
+
+
+def test_a_residual_block_with_a_1x1_convolution_halves_and_widens(backend: str) -> None:
+    block = package(backend).Residual(6, use_1x1conv=True, strides=2)
+    assert shape_after(backend, block, (4, 3, 6, 6)) == (4, 6, 3, 3)
+
+
+def test_a_resnext_block_keeps_the_shape(backend: str) -> None:
+    assert shape_after(backend, package(backend).ResNeXtBlock(32, 16, 1), (4, 32, 96, 96)) == (4, 32, 96, 96)
+
+
+def test_a_resnext_block_with_a_1x1_convolution_halves_and_widens(backend: str) -> None:
+    block = package(backend).ResNeXtBlock(12, groups=2, bot_mul=0.5, use_1x1conv=True, strides=2)
+    assert shape_after(backend, block, (2, 8, 7, 10)) == (2, 12, 4, 5)
+
+
+def test_a_bottleneck_that_does_not_divide_is_refused(backend: str) -> None:
+    with pytest.raises(ValueError) as error:
+        package(backend).ResNeXtBlock(32, 5, 1)
+    one_line(error, "bot_channels = int(round(32 * 1)) = 32 does not divide into groups of width 5")
+
+
+STAGES = [
+    ("b1", (1, 64, 24, 24)),
+    ("b2", (1, 64, 24, 24)),
+    ("b3", (1, 128, 12, 12)),
+    ("b4", (1, 256, 6, 6)),
+    ("b5", (1, 512, 3, 3)),
+    ("last", (1, 10)),
+]
+
+
+def test_layer_summary_prints_the_stages(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    channels_last = backend in ("tf", "jax")
+    package(backend).ResNet18().layer_summary((1, 96, 96, 1) if channels_last else (1, 1, 96, 96))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(STAGES)
+    for line, (name, shape) in zip(lines, STAGES, strict=True):
+        if channels_last and len(shape) == 4:
+            shape = (shape[0], shape[2], shape[3], shape[1])
+        assert line.split(maxsplit=1)[0] == name
+        assert line.endswith(f"output shape:\t{shape}")
+
+
+@pytest.mark.parametrize("name", ["ResNet", "ResNet18"])
+def test_num_classes_is_the_number_of_logits(
+    backend: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = getattr(package(backend), name)
+    net = kind(((1, 4), (1, 6)), num_classes=7) if name == "ResNet" else kind(num_classes=7)
+    net.layer_summary((2, 40, 33, 1) if backend in ("tf", "jax") else (2, 1, 40, 33))
+    assert capsys.readouterr().out.splitlines()[-1].endswith("(2, 7)")
+
+
+def test_lr_is_kept_for_the_optimizer(backend: str) -> None:
+    assert package(backend).ResNet(((1, 4),)).lr == 0.1
+    assert package(backend).ResNet(((1, 4),), lr=0.3).lr == 0.3
+    assert package(backend).ResNet18(0.3).lr == 0.3
+
+
+def test_an_architecture_says_all_there_is_to_say(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arch = Architecture(
+        stages=((1, 4),), block="resnext", groups=2, in_channels=3, num_classes=6, stem_channels=2
+    )
+    net = package(backend).ResNet(arch, num_classes=9)
+    net.layer_summary((1, 32, 34, 3) if backend in ("tf", "jax") else (1, 3, 32, 34))
+    shapes = [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()]
+    assert shapes == (
+        ["(1, 8, 9, 2)", "(1, 8, 9, 4)", "(1, 6)"]
+        if backend in ("tf", "jax")
+        else ["(1, 2, 8, 9)", "(1, 4, 8, 9)", "(1, 6)"]
+    )
+
+
+def test_mxnet_blocks_hybridize(backends: list[str]) -> None:
+    if "mxnet" not in backends:
+        pytest.skip("MXNet is not under test")
+    blocks = package("mxnet")
+    import mxnet  # after the package, which lends NumPy what MXNet needs
+
+    for block in (
+        blocks.Residual(6, use_1x1conv=True, strides=2),
+        blocks.ResNeXtBlock(6, 2, 1, use_1x1conv=True, strides=2),
+    ):
+        X = mxnet.np.random.normal(size=(4, 3, 6, 6))
+        block.initialize()
+        eager = block(X).asnumpy()
+        block.hybridize()
+        compiled = block(X).asnumpy()
+        assert compiled.shape == (4, 6, 3, 3)
+        np.testing.assert_allclose(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("strides", [2, (2, 2), (2, 1)])
+def test_flax_blocks_take_a_pair_of_strides(backends: list[str], strides: Any) -> None:
+    if "jax" not in backends:
+        pytest.skip("JAX is not under test")
+    expected = (4, 6, 3, 3 if strides != (2, 1) else 6)
+    blocks = package("jax")
+    for block in (
+        blocks.Residual(6, use_1x1conv=True, strides=strides),
+        blocks.ResNeXtBlock(6, 2, 1, use_1x1conv=True, strides=strides),
+    ):
+        assert shape_after("jax", block, (4, 3, 6, 6)) == expected
