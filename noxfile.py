@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import nox
 
@@ -13,6 +14,12 @@ nox.options.sessions = ["tests"]
 PYTHON = "3.11"
 FRAMEWORKS = ("torch", "tf", "jax", "mxnet")
 CONSTRAINTS = ("--constraint", "constraints.txt")
+
+# XLA compiles each network for seconds, and the tests of every Python compile the same ones.
+JAX_CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).with_name(".nox") / "jax-cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+}
 
 if shutil.which("pyenv"):  # its commands answer only for versions that are switched on: switch on all
     versions = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True).stdout
@@ -51,13 +58,13 @@ def compare(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The whole suite, the four frameworks in one process."""
     install(session, *FRAMEWORKS, extras="test")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *session.posargs, env=JAX_CACHE)
 
 
 def one_framework(session: nox.Session, framework: str) -> None:
     """The suite with only one framework installed: a package needs no other than its own."""
     install(session, framework, extras="test")
-    session.run("pytest", f"--backends={framework}", *session.posargs)
+    session.run("pytest", f"--backends={framework}", *session.posargs, env=JAX_CACHE)
 
 
 @nox.session(python=PYTHON)
@@ -90,7 +97,7 @@ def tests_d2l(session: nox.Session) -> None:
     install(session, *FRAMEWORKS, extras="test")
     session.install("ipython", "matplotlib-inline", "pandas", *CONSTRAINTS)
     session.install("--no-deps", "d2l", *CONSTRAINTS)  # its metadata pins packages of 2022
-    session.run("pytest", "tests/d2l", *session.posargs)
+    session.run("pytest", "tests/d2l", *session.posargs, env=JAX_CACHE)
 
 
 @nox.session(python=PYTHON)

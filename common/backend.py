@@ -155,13 +155,13 @@ class Backend:
 
     name: str
     module: str
-    framework: str
+    packages: tuple[str, ...]
     install: str
 
     @property
     def installed(self) -> bool:
         """Whether the framework is there, found without importing it."""
-        return find_spec(self.framework) is not None
+        return all(find_spec(package) for package in self.packages)
 
     def build(self, arch: Architecture, dtype: str = "float32", device: str = "cpu") -> Any:
         """A `Model` of this architecture, with the weights `initial_weights` draws from seed 0.
@@ -176,7 +176,7 @@ class Backend:
         return import_module(self.module).Model(arch, dtype, device)
 
 
-ORACLE = Backend("oracle", "common.oracle", "numpy", "pip install numpy")
+ORACLE = Backend("oracle", "common.oracle", ("numpy",), "pip install numpy")
 
 BACKENDS = {
     backend.name: backend
@@ -184,13 +184,13 @@ BACKENDS = {
         Backend(
             "mxnet",
             "resnet_mxnet.backend",
-            "mxnet",
+            ("mxnet",),
             # MXNet's metadata asks for NumPy 1, which no current JAX shares; it runs on NumPy 2.
             'pip install "resnet-tabs[mxnet]" && pip install --no-deps mxnet==1.9.1',
         ),
-        Backend("torch", "resnet_torch.backend", "torch", 'pip install "resnet-tabs[torch]"'),
-        Backend("tf", "resnet_tf.backend", "tensorflow", 'pip install "resnet-tabs[tf]"'),
-        Backend("jax", "resnet_jax.backend", "flax", 'pip install "resnet-tabs[jax]"'),
+        Backend("torch", "resnet_torch.backend", ("torch",), 'pip install "resnet-tabs[torch]"'),
+        Backend("tf", "resnet_tf.backend", ("tensorflow",), 'pip install "resnet-tabs[tf]"'),
+        Backend("jax", "resnet_jax.backend", ("jax", "flax", "optax"), 'pip install "resnet-tabs[jax]"'),
     )
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -119,14 +120,13 @@ def summary(arch: Arch, backends: Backends = None, input_shape: InputShape = "1,
     network = _network(arch, shape)
     network.check_input((1, *shape))
     names = [backend.name for backend in chosen if backend.installed]
-    workers = {name: Worker() for name in names if name != "oracle"}
-    waiting = {name: workers[name].submit(summarise, name, network, (1, *shape)) for name in workers}
-    rows = {
-        name: waiting[name].result() if name in waiting else summarise(name, network, (1, *shape))
-        for name in names
-    }
-    for worker in workers.values():
-        worker.close()
+    rows = {}
+    for name in names:
+        if name == "oracle":
+            rows[name] = summarise(name, network, (1, *shape))
+        else:
+            with closing(Worker()) as worker:
+                rows[name] = worker.run(summarise, name, network, (1, *shape))
     report.show_missing(chosen)
     report.show_summary(rows)
     raise typer.Exit(0 if names and all(row == rows[names[0]] for row in rows.values()) else 1)

@@ -58,30 +58,20 @@ def convolution(
     patches = windows(padded, k, stride)  # (N, C, H', W', k, k)
     height, width = patches.shape[2:4]
 
-    # (groups, N·H'·W', C/groups·k·k) times (groups, C/groups·k·k, O/groups)
+    # (groups, O/groups, C/groups·k·k) times (groups, C/groups·k·k, N·H'·W')
+    matrix = weight.reshape(groups, o // groups, c_group * k * k)
     columns = (
         patches.reshape(n, groups, c_group, height, width, k, k)
-        .transpose(1, 0, 3, 4, 2, 5, 6)
-        .reshape(groups, n * height * width, c_group * k * k)
+        .transpose(1, 2, 5, 6, 0, 3, 4)
+        .reshape(groups, c_group * k * k, n * height * width)
     )
-    matrix = weight.reshape(groups, o // groups, c_group * k * k)
-    product = columns @ matrix.transpose(0, 2, 1)
-    y = product.reshape(groups, n, height, width, o // groups).transpose(1, 0, 4, 2, 3)
-    y = y.reshape(n, o, height, width) + bias[:, None, None]
+    y = (matrix @ columns).reshape(o, n, height, width).transpose(1, 0, 2, 3) + bias[:, None, None]
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
-        dproduct = (
-            dy.reshape(n, groups, o // groups, height, width)
-            .transpose(1, 0, 3, 4, 2)
-            .reshape(groups, n * height * width, o // groups)
-        )
-        dweight = (dproduct.transpose(0, 2, 1) @ columns).reshape(weight.shape)
-        dpatches = (
-            (dproduct @ matrix)
-            .reshape(groups, n, height, width, c_group, k, k)
-            .transpose(1, 0, 4, 2, 3, 5, 6)
-            .reshape(n, c, height, width, k, k)
-        )
+        dproduct = dy.transpose(1, 0, 2, 3).reshape(groups, o // groups, n * height * width)
+        dweight = (dproduct @ columns.transpose(0, 2, 1)).reshape(weight.shape)
+        dcolumns = matrix.transpose(0, 2, 1) @ dproduct
+        dpatches = dcolumns.reshape(c, k, k, n, height, width).transpose(3, 0, 4, 5, 1, 2)
         dpadded = scatter_windows(dpatches, padded.shape, stride)
         dx = dpadded[:, :, padding : padding + x.shape[2], padding : padding + x.shape[3]]
         return dx, dweight, dy.sum((0, 2, 3))

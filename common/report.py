@@ -307,7 +307,7 @@ def _svg(figure: Any) -> str:
 def installed_version(backend: Backend) -> str:
     """The version of a backend's framework, read without importing it."""
     try:
-        return version(backend.framework)
+        return version(backend.packages[0])
     except PackageNotFoundError:
         return "unknown version"
 

@@ -15,6 +15,7 @@ from common.files import write_atomically
 
 Weights = dict[str, NDArray[np.floating]]
 
+FLOATS = (np.float16, np.float32, np.float64)
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -63,11 +64,11 @@ def check_weights(arch: Architecture, weights: Mapping[str, NDArray]) -> Weights
         for name, array in arrays.items()
         if array.shape != shapes[name]
     ]
-    wrong_type = [f"{name} ({a.dtype})" for name, a in arrays.items() if a.dtype.kind != "f"]
+    wrong_type = [f"{name} ({a.dtype})" for name, a in arrays.items() if a.dtype not in FLOATS]
     if wrong_shape:
         problems.append(f"wrong shape: {_some(wrong_shape)}")
     if wrong_type:
-        problems.append(f"not floating point: {_some(wrong_type)}")
+        problems.append(f"not float16, float32 or float64: {_some(wrong_type)}")
     elif not_finite := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         problems.append(f"NaN or infinite: {_some(not_finite)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
@@ -13,23 +13,36 @@ from typing import Any
 class Worker:
     """A fresh process that runs functions one after another.
 
-    What a framework prints there is kept from the terminal; what fails raises here.
+    What a framework prints there is kept from the terminal; what fails raises here. With `cores`, it and
+    the thread pools of the framework keep to those: two frameworks that both want every core slow each
+    other down many times over.
     """
 
-    def __init__(self) -> None:
-        self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_be_quiet)
+    def __init__(self, cores: set[int] | None = None) -> None:
+        context = get_context("spawn")
+        self._process = ProcessPoolExecutor(1, context, initializer=_settle, initargs=(cores,))
 
-    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        """Run an importable function with picklable arguments; the future has its result."""
-        return self._process.submit(function, *args)
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """The result of an importable function; arguments and result are pickled."""
+        return self._process.submit(function, *args).result()
 
     def close(self) -> None:
-        """End the process, dropping what has not started."""
+        """End the process."""
         self._process.shutdown(wait=False, cancel_futures=True)
 
 
-def _be_quiet() -> None:
-    """Send standard output and error to a file nobody reads: frameworks greet at length."""
+def share_cores(most: int) -> list[set[int]]:
+    """This process' cores, dealt into at most so many shares, so that as many workers can work at once."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS, Windows: no process can be told its cores
+        return [set()]
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[i::most]) for i in range(min(most, len(cores)))]
+
+
+def _settle(cores: set[int] | None) -> None:
+    """Keep to the cores, and send output to a file nobody reads: frameworks greet at length."""
+    if cores:
+        os.sched_setaffinity(0, cores)
     with tempfile.TemporaryFile() as sink:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)

@@ -63,7 +63,8 @@ class Model(contract.Model):
         optimizer = self._net.configure_optimizers(momentum, weight_decay)
         self._jit_step = jax.jit(partial(train_step, self._net, optimizer), donate_argnums=(0, 1))
         with self._precision():
-            self._opt_state = jax.jit(optimizer.init)(self._variables["params"])
+            opt_state = jax.jit(optimizer.init)(self._variables["params"])
+            self._opt_state = jax.device_put(opt_state, self._device)  # or the second step compiles anew
 
     def _train_step(self, x: NDArray, y: NDArray, lr: float) -> float:
         with self._precision():

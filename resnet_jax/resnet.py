@@ -1,6 +1,7 @@
 """ResNet: a stem, stages of blocks, and a classifier (He et al. 2015, table 1)."""
 
 from collections.abc import Sequence
+from dataclasses import field
 
 from flax import linen as nn
 
@@ -56,6 +57,8 @@ class ResNet(Classifier):
 class ResNet18(ResNet):
     """ResNet-18 (He et al. 2015, table 1)."""
 
-    arch: Architecture = architecture("resnet18")
-    lr: float = 0.1
-    num_classes: int = 10
+    arch: Architecture = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.arch = architecture("resnet18", num_classes=self.num_classes)
+        super().__post_init__()

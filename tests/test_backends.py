@@ -448,8 +448,10 @@ def default_dtype(backend: str) -> str:
     return str(np.dtype(mxnet.np.ones(1).dtype))
 
 
-def test_a_float64_model_leaves_the_framework_in_float32(backend: str, device: str, batch: tuple) -> None:
-    model = build(backend, SMALL, "float64", device)
+def test_a_float64_model_leaves_the_framework_in_float32(
+    model: Any, backend: str, device: str, batch: tuple
+) -> None:
+    build(backend, SMALL, "float64", device)
     assert default_dtype(backend) == "float32"
     run(model, *batch)
     model.train_step(*batch, lr=0.1, momentum=0.9)

@@ -155,7 +155,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Make a backend look as if its framework were not installed."""
     import dataclasses
 
-    monkeypatch.setitem(BACKENDS, name, dataclasses.replace(BACKENDS[name], framework="no_such_framework"))
+    monkeypatch.setitem(BACKENDS, name, dataclasses.replace(BACKENDS[name], packages=("no_such_framework",)))
 
 
 def test_compare_proves_the_backends_under_test_the_same(backends: list[str], tmp_path: Path) -> None:

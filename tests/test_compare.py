@@ -112,10 +112,10 @@ def report_of(found: Comparison, *names: str) -> Report:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make torch look installed and mxnet not, whatever this machine has."""
-    framework = {"torch": "numpy", "mxnet": "no_such_framework"}
-    for name, module in framework.items():
+    package = {"torch": "numpy", "mxnet": "no_such_framework"}
+    for name, module in package.items():
         entry = copy.copy(BACKENDS[name])
-        object.__setattr__(entry, "framework", module)
+        object.__setattr__(entry, "packages", (module,))
         monkeypatch.setitem(BACKENDS, name, entry)
 
 

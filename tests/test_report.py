@@ -35,9 +35,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     everywhere = [copy.copy(backend) for backend in BACKENDS.values()]
     for backend in everywhere:
-        object.__setattr__(backend, "framework", "numpy")  # there, whatever this machine has
+        object.__setattr__(backend, "packages", ("numpy",))  # there, whatever this machine has
     absent = copy.copy(BACKENDS["mxnet"])
-    object.__setattr__(absent, "framework", "no_such_framework")
+    object.__setattr__(absent, "packages", ("no_such_framework",))
     folder = tmp_path_factory.mktemp("report")
     write(Report("small <net>", "a test", found, [*everywhere[1:], absent]), folder)
     return folder / "report.html"

@@ -112,7 +112,7 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Weights], dict[str, Any]], str]] = {
     "infinite": (lambda w: w | {"last.bias": w["last.bias"] + np.inf}, "NaN or infinite: last.bias"),
     "integers": (
         lambda w: w | {"last.bias": np.zeros(10, np.int64)},
-        "not floating point: last.bias (int64)",
+        "not float16, float32 or float64: last.bias (int64)",
     ),
     "all missing": (lambda w: {}, "missing: b1.conv.weight, b1.conv.bias, b1.bn.weight and"),
 }
@@ -251,6 +251,7 @@ def test_a_reader_during_the_write_sees_the_old_file(tmp_path: Path, monkeypatch
     def look(descriptor: int) -> None:
         fsync(descriptor)
         seen.append(path.read_text())
+        assert len(list(tmp_path.iterdir())) == 2  # the new one is beside it: a rename stays on one disk
 
     write_atomically(path, "old")
     monkeypatch.setattr(os, "fsync", look)

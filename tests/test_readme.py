@@ -1,0 +1,60 @@
+"""The README is true: its code runs, and its commands and options exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str, word: str) -> list[str]:
+    """The README's code blocks in a language that mention a word."""
+    return [code for code in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if word in code]
+
+
+def run(code: str, folder: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_contract_by_example_runs_in_every_backend(backend: str, tmp_path: Path) -> None:
+    (code,) = blocks("python", "load_backend")
+    run(code.replace('load_backend("torch")', f'load_backend("{backend}")'), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.safetensors"]
+
+
+def test_the_chapters_lines_run(backends: list[str], tmp_path: Path) -> None:
+    if "torch" not in backends:
+        pytest.skip("the example is written for PyTorch, which is not under test")
+    (code,) = blocks("python", "resnet_torch")
+    assert "torch.Size([4, 6, 3, 3])" in run(code, tmp_path)
+
+
+def test_the_architecture_by_hand_is_one(tmp_path: Path) -> None:
+    (code,) = blocks("python", 'block="resnext"')
+    run(code, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line", [line for code in blocks("sh", "resnet-tabs ") for line in code.splitlines()]
+)
+def test_commands_and_their_options_exist(line: str) -> None:
+    _, command, *arguments = line.split()
+    shown = subprocess.run(
+        [sys.executable, "-m", "common.cli", command, "--help"], capture_output=True, text=True
+    )
+    assert shown.returncode == 0
+    for option in (argument for argument in arguments if argument.startswith("--")):
+        assert option in shown.stdout
+
+
+def test_the_sessions_named_exist() -> None:
+    noxfile = (Path(__file__).parents[1] / "noxfile.py").read_text(encoding="utf-8")
+    sessions = set(re.findall(r"nox -s (\w+)", README))
+    assert sessions >= {"compare", "tests"}
+    for session in sessions:
+        assert f"def {session}(" in noxfile
