@@ -14,6 +14,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Integral
 from typing import Any
 
 from common.errors import BadInput
@@ -119,8 +120,9 @@ class Architecture:
 
         for name in ("in_channels", "num_classes", "stem_channels"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not _is_count(value):
                 raise BadInput(f"{name} must be a whole number from 1 up, not {value!r}")
+            object.__setattr__(self, name, int(value))
 
         if self.block == "residual":
             if self.groups is not None or self.bot_mul != 1.0:
@@ -133,12 +135,12 @@ class Architecture:
 
     def _groups_per_stage(self) -> tuple[int, ...]:
         groups: Any = self.groups if isinstance(self.groups, Sequence) else (self.groups,) * len(self.stages)
-        if len(groups) != len(self.stages) or not all(isinstance(g, int) and g > 0 for g in groups):
+        if len(groups) != len(self.stages) or not all(map(_is_count, groups)):
             raise BadInput(
                 f"block='resnext' needs groups, the width of a group: one number, or one for each of "
                 f"the {len(self.stages)} stages, not {self.groups!r}"
             )
-        return tuple(groups)
+        return tuple(int(width) for width in groups)
 
     def _check_bottlenecks(self) -> None:
         if not (isinstance(self.bot_mul, (int, float)) and math.isfinite(self.bot_mul) and self.bot_mul > 0):
@@ -224,6 +226,11 @@ class Architecture:
             raise BadInput(f"not the description of an architecture ({error})") from None
 
 
+def _is_count(value: Any) -> bool:
+    """Whether this is a whole number from 1 up, of Python or NumPy."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+
+
 def check_bottleneck(num_channels: int, groups: int | None, bot_mul: float) -> None:
     """Raise `ValueError` unless the bottleneck channels divide into groups of this width."""
     bot_channels = int(round(num_channels * bot_mul))
@@ -248,5 +255,5 @@ def architecture(name: str, in_channels: int = 1, num_classes: int = 10) -> Arch
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """The line for a name nobody knows: the nearest known one, and all of them."""
     nearest = get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {nearest[0]}? " if nearest else ""
-    return f"unknown {what} {name!r}; {hint}There is: {', '.join(known)}"
+    hint = f"did you mean {nearest[0]}? Known" if nearest else "known"
+    return f"unknown {what} {name!r}; {hint}: {', '.join(known)}"

@@ -28,7 +28,7 @@ from common.weights import Weights
 from common.workers import Worker, share_cores
 
 AT_ONCE = 2  # backends at work at the same time, while nothing is timed
-WARM_UP, REPEATS = 3, 11  # passes before and during timing
+WARM_UP, REPEATS = 3, 10  # passes before and during timing
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,14 @@ class Evidence:
     """What one backend made of a job in one dtype."""
 
     rows: list[Row]
-    logits: NDArray
     activations: dict[str, NDArray]
     training: Evaluation
     trained: Weights
+
+    @property
+    def logits(self) -> NDArray:
+        """With running statistics: what the last layer puts out."""
+        return self.activations["last"]
 
 
 @dataclass(frozen=True)
@@ -158,13 +162,12 @@ def collect(name: str, job: Job, dtype: str) -> Evidence:
     """Run the job in one backend. This is what a worker process does."""
     model = load_backend(name).build(job.arch, dtype, job.device)
     model.load_weights(job.weights)
-    logits = model.predict(job.x)
     activations = model.activations(job.x)
     training = model.loss_and_gradients(job.x, job.y)
     rows = model.summary(job.x.shape)
     for _ in range(job.steps):
         model.train_step(job.x, job.y, lr=job.lr)
-    return Evidence(rows, logits, activations, training, model.weights())
+    return Evidence(rows, activations, training, model.weights())
 
 
 _models: dict[str, Model] = {}  # of this worker process, warmed up and waiting to be timed

@@ -29,9 +29,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
         temporary.chmod(0o666 & ~umask)  # as a file opened by name would have
         os.replace(temporary, path)
     except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror or error}; choose another place") from None
+    finally:
         if temporary:
             temporary.unlink(missing_ok=True)
-        raise BadInput(f"cannot write {path}: {error.strerror or error}; choose another place") from None
 
 
 def output_folder(path: str | os.PathLike[str]) -> Path:

@@ -206,7 +206,7 @@ def test_of_takes_the_tuple_of_the_chapter_or_an_architecture() -> None:
     [
         ("resnet81", "unknown architecture 'resnet81'; did you mean resnet18?"),
         ("ResNet-18", "did you mean resnet18?"),
-        ("", "There is: resnet18"),
+        ("", "known: resnet18"),
     ],
 )
 def test_an_unknown_architecture_gives_the_nearest(name: str, words: str) -> None:
@@ -222,7 +222,7 @@ def test_an_unknown_architecture_gives_the_nearest(name: str, words: str) -> Non
 def test_an_unknown_backend_gives_the_nearest(find: Any, name: str, nearest: str | None) -> None:
     with pytest.raises(BadInput) as error:
         find(name)
-    one_line(error, f"unknown backend {name!r}", "There is: mxnet, torch, tf, jax, oracle")
+    one_line(error, f"unknown backend {name!r}", "nown: mxnet, torch, tf, jax, oracle")
     assert nearest is None or f"did you mean {nearest}?" in str(error.value)
 
 
