@@ -1,6 +1,8 @@
 """The contract under TensorFlow: NumPy in, NumPy out."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -43,16 +45,16 @@ class Model(contract.Model):
         return {name: _from_keras(variable) for name, variable in self._variables.items()}
 
     def _predict(self, x: NDArray) -> NDArray:
-        return self._predict_graph(self._tensor(_nhwc(x))).numpy()
+        return self._run(self._predict_graph, _nhwc(x)).numpy()
 
     def _activations(self, x: NDArray) -> dict[str, NDArray]:
-        outputs = self._activations_graph(self._tensor(_nhwc(x)))
+        outputs = self._run(self._activations_graph, _nhwc(x))
         return {name: _nchw(output.numpy()) for name, output in outputs.items()}
 
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
         statistics = {name: v for name, v in self._variables.items() if is_statistic(name)}
         before = {name: variable.numpy() for name, variable in statistics.items()}
-        loss, logits, gradients = self._gradients_graph(self._tensor(_nhwc(x)), self._tensor(y))
+        loss, logits, gradients = self._run(self._gradients_graph, _nhwc(x), y)
         running = {name: variable.numpy() for name, variable in statistics.items()}
         for name, variable in statistics.items():
             variable.assign(before[name])
@@ -72,11 +74,12 @@ class Model(contract.Model):
 
     def _train_step(self, x: NDArray, y: NDArray, lr: float) -> float:
         self._optimizer.change_learning_rate(lr)
-        return float(self._step_graph(self._tensor(_nhwc(x)), self._tensor(y)))
+        return float(self._run(self._step_graph, _nhwc(x), y))
 
-    def _tensor(self, array: NDArray) -> Tensor:
+    def _run(self, graph: Callable[..., Any], *arrays: NDArray) -> Any:
+        """Call a compiled function where the model is: TensorFlow prefers a GPU wherever there is one."""
         with tf.device(self._device):
-            return tf.convert_to_tensor(array)
+            return graph(*[tf.convert_to_tensor(array) for array in arrays])
 
 
 def _variable(net: ResNet, name: str) -> keras.Variable:
