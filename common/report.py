@@ -280,6 +280,7 @@ def _plots(report: Report) -> list[tuple[str, str]]:
             for i, name in enumerate(report.compared):
                 if evidence := found.evidence.get((name, dtype)):
                     values = [deviation(evidence.activations[s], oracle.activations[s]) for s in stages]
+                    values = [max(value, 1e-17) for value in values]  # the same bits have no logarithm
                     axes.semilogy(stages, values, style, marker="o", color=f"C{i}", label=f"{name} {dtype}")
         axes.set_ylabel("deviation from the oracle")
         axes.legend(fontsize="x-small", ncols=2)
