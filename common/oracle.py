@@ -270,7 +270,7 @@ class Model(contract.Model):
         if device != "cpu":
             raise BadInput("the oracle has no GPU; build it with device cpu")
         super().__init__(arch, "float64", "cpu")
-        self.load_weights(initial_weights(arch))
+        self._state = initial_weights(arch)
 
     def _load_weights(self, weights: Weights) -> None:
         self._state = weights
