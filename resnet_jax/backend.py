@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
+from common.layout import from_channels_last, nchw, nhwc, to_channels_last
 from common.weights import Weights, initial_weights, is_statistic
 from resnet_jax.resnet import ResNet
 from resnet_jax.training import loss_and_gradients, train_step
@@ -31,7 +32,9 @@ class Model(contract.Model):
         self.load_weights(initial_weights(arch))
 
     def _load_weights(self, weights: Weights) -> None:
-        tree = unflatten_dict({_path(self.arch, name): _to_flax(array) for name, array in weights.items()})
+        tree = unflatten_dict(
+            {_path(self.arch, name): to_channels_last(array) for name, array in weights.items()}
+        )
         with self._precision():
             self._variables = jax.device_put(tree, self._device)
 
@@ -40,17 +43,17 @@ class Model(contract.Model):
 
     def _predict(self, x: NDArray) -> NDArray:
         with self._precision():
-            return np.asarray(self._jit_predict(self._variables, self._put(_nhwc(x))))
+            return np.asarray(self._jit_predict(self._variables, self._put(nhwc(x))))
 
     def _activations(self, x: NDArray) -> dict[str, NDArray]:
         with self._precision():
-            outputs = self._jit_activations(self._variables, self._put(_nhwc(x)))
-        return {name: _nchw(np.asarray(output)) for name, output in outputs.items()}
+            outputs = self._jit_activations(self._variables, self._put(nhwc(x)))
+        return {name: nchw(np.asarray(output)) for name, output in outputs.items()}
 
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
         with self._precision():
             loss, logits, gradients, batch_stats = self._jit_gradients(
-                self._variables, self._put(_nhwc(x)), self._put(y)
+                self._variables, self._put(nhwc(x)), self._put(y)
             )
         return contract.Evaluation(
             float(loss),
@@ -71,7 +74,7 @@ class Model(contract.Model):
             rate = self._put(np.asarray(lr, self.dtype))
             opt_state = optax.tree_utils.tree_set(self._opt_state, learning_rate=rate)
             self._variables, self._opt_state, loss = self._jit_step(
-                self._variables, opt_state, self._put(_nhwc(x)), self._put(y)
+                self._variables, opt_state, self._put(nhwc(x)), self._put(y)
             )
             return float(loss)
 
@@ -86,7 +89,11 @@ class Model(contract.Model):
         """A tree of Flax variables by canonical name, in canonical order."""
         leaves = flatten_dict(tree)
         paths = {name: _path(self.arch, name) for name in self.arch.parameter_shapes()}
-        return {name: _from_flax(leaves[path]) for name, path in paths.items() if path in leaves}
+        return {
+            name: from_channels_last(np.asarray(leaves[path]))
+            for name, path in paths.items()
+            if path in leaves
+        }
 
 
 def _find_device(device: str) -> jax.Device:
@@ -117,21 +124,3 @@ def _path(arch: Architecture, name: str) -> tuple[str, ...]:
         "running_var": "var",
     }[kind]
     return ("batch_stats" if is_statistic(name) else "params", "net", stage, *inner, leaf)
-
-
-def _to_flax(array: NDArray) -> NDArray:
-    """OIHW → HWIO, (out, in) → (in, out)."""
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-
-
-def _from_flax(array: jax.Array) -> NDArray:
-    """HWIO → OIHW, (in, out) → (out, in)."""
-    return np.asarray(array).transpose(3, 2, 0, 1) if array.ndim == 4 else np.asarray(array).T
-
-
-def _nhwc(images: NDArray) -> NDArray:
-    return images.transpose(0, 2, 3, 1)
-
-
-def _nchw(output: NDArray) -> NDArray:
-    return output.transpose(0, 3, 1, 2) if output.ndim == 4 else output

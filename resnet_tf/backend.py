@@ -7,11 +7,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 from numpy.typing import NDArray
-from tensorflow import Tensor
 
 import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
+from common.layout import from_channels_last, nchw, nhwc, to_channels_last
 from common.weights import Weights, initial_weights, is_statistic
 from resnet_tf.layers import precision, use_full_float32
 from resnet_tf.resnet import ResNet
@@ -39,22 +39,22 @@ class Model(contract.Model):
 
     def _load_weights(self, weights: Weights) -> None:
         for name, array in weights.items():
-            self._variables[name].assign(_to_keras(array))
+            self._variables[name].assign(to_channels_last(array))
 
     def _weights(self) -> Weights:
-        return {name: _from_keras(variable) for name, variable in self._variables.items()}
+        return {name: from_channels_last(variable.numpy()) for name, variable in self._variables.items()}
 
     def _predict(self, x: NDArray) -> NDArray:
-        return self._run(self._predict_graph, _nhwc(x)).numpy()
+        return self._run(self._predict_graph, nhwc(x)).numpy()
 
     def _activations(self, x: NDArray) -> dict[str, NDArray]:
-        outputs = self._run(self._activations_graph, _nhwc(x))
-        return {name: _nchw(output.numpy()) for name, output in outputs.items()}
+        outputs = self._run(self._activations_graph, nhwc(x))
+        return {name: nchw(output.numpy()) for name, output in outputs.items()}
 
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
         statistics = {name: v for name, v in self._variables.items() if is_statistic(name)}
         before = {name: variable.numpy() for name, variable in statistics.items()}
-        loss, logits, gradients = self._run(self._gradients_graph, _nhwc(x), y)
+        loss, logits, gradients = self._run(self._gradients_graph, nhwc(x), y)
         running = {name: variable.numpy() for name, variable in statistics.items()}
         for name, variable in statistics.items():
             variable.assign(before[name])
@@ -62,7 +62,11 @@ class Model(contract.Model):
         return contract.Evaluation(
             float(loss),
             logits.numpy(),
-            {name: _from_keras(by_path[v.path]) for name, v in self._variables.items() if v.path in by_path},
+            {
+                name: from_channels_last(by_path[v.path].numpy())
+                for name, v in self._variables.items()
+                if v.path in by_path
+            },
             running,
         )
 
@@ -74,7 +78,7 @@ class Model(contract.Model):
 
     def _train_step(self, x: NDArray, y: NDArray, lr: float) -> float:
         self._optimizer.change_learning_rate(lr)
-        return float(self._run(self._step_graph, _nhwc(x), y))
+        return float(self._run(self._step_graph, nhwc(x), y))
 
     def _run(self, graph: Callable[..., Any], *arrays: NDArray) -> Any:
         """Call a compiled function where the model is: TensorFlow prefers a GPU wherever there is one."""
@@ -100,22 +104,3 @@ def _variable(net: ResNet, name: str) -> keras.Variable:
         "running_var": "moving_variance",
     }[kind]
     return getattr(layer, attribute)
-
-
-def _to_keras(array: NDArray) -> NDArray:
-    """OIHW → HWIO, (out, in) → (in, out)."""
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-
-
-def _from_keras(tensor: keras.Variable | Tensor) -> NDArray:
-    """HWIO → OIHW, (in, out) → (out, in)."""
-    array = tensor.numpy()
-    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-
-
-def _nhwc(images: NDArray) -> NDArray:
-    return images.transpose(0, 2, 3, 1)
-
-
-def _nchw(output: NDArray) -> NDArray:
-    return output.transpose(0, 3, 1, 2) if output.ndim == 4 else output
