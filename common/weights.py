@@ -105,7 +105,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
+    except TypeError as error:  # what NumPy says of bfloat16
+        raise BadInput(f"checkpoint {path} holds a type NumPy lacks ({error}); save it as float32") from None
+    except (SafetensorError, OSError, ValueError) as error:
         raise BadInput(f"checkpoint {path} is not a complete safetensors file: {error}") from None
     if "architecture" not in metadata:
         raise BadInput(

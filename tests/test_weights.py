@@ -264,3 +264,12 @@ def test_a_file_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     by_name.touch()
     write_atomically(tmp_path / "atomically", "x")
     assert (tmp_path / "atomically").stat().st_mode == by_name.stat().st_mode
+
+
+def test_a_checkpoint_of_a_type_numpy_lacks_says_so(tmp_path: Path) -> None:
+    header = b'{"last.bias":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
+    path = tmp_path / "bfloat16.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(BadInput) as error:
+        load_checkpoint(path)
+    one_line(error, str(path), "bfloat16", "save it as float32")
