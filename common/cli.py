@@ -71,7 +71,6 @@ def compare(
     if steps < 0:
         raise BadInput(f"--steps must be 0 or more, not {steps}")
     network = _network(arch, shape)
-    weights = initial_weights(network)
     if checkpoint:
         given, weights = load_checkpoint(checkpoint)
         if given.stages != network.stages or given.block != network.block:
@@ -79,6 +78,8 @@ def compare(
                 f"checkpoint {checkpoint} is of another architecture than {arch}: {given.to_json()}"
             )
         network = given
+    else:
+        weights = initial_weights(network)
     network.check_input((1, *shape))
     images = full(data) if data else sample()
     folder = output_folder(out)
@@ -127,7 +128,7 @@ def summary(arch: Arch, backends: Backends = None, input_shape: InputShape = "1,
         else:
             with closing(Worker()) as worker:
                 rows[name] = worker.run(summarise, name, network, (1, *shape))
-    report.show_missing(chosen)
+    report.show_backends(chosen)
     report.show_summary(rows)
     raise typer.Exit(0 if names and all(row == rows[names[0]] for row in rows.values()) else 1)
 

@@ -106,7 +106,7 @@ def progress(arch: str, job: Job, source: str) -> Iterator[Callable[[str], None]
 def show(report: Report) -> None:
     """Print the tables and the verdict."""
     console = _console()
-    show_missing(report.chosen)
+    show_backends(report.chosen)
     show_summary(report.rows)
     for dtype in report.found.deviations:
         console.print(_deviation_table(report, dtype))
@@ -115,7 +115,7 @@ def show(report: Report) -> None:
     console.print(report.verdict, style="bold green" if report.proven else "bold red", highlight=False)
 
 
-def show_missing(chosen: list[Backend]) -> None:
+def show_backends(chosen: list[Backend]) -> None:
     """A row for every backend: its version, or how to install it."""
     table = Table("backend", "version", title="Backends", box=box.SIMPLE, title_justify="left")
     for backend in chosen:

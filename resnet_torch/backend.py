@@ -27,7 +27,8 @@ class Model(contract.Model):
         self._net = ResNet(arch).to(self._device, getattr(torch, dtype))
         with torch.no_grad():  # one image gives the lazy layers their shapes
             self._net.eval()(self._tensor(np.zeros((1, arch.in_channels, 32, 32), dtype)))
-        self._tensors = {name: self._net.state_dict()[_path(name)] for name in arch.parameter_shapes()}
+        state = self._net.state_dict()
+        self._tensors = {name: state[_path(name)] for name in arch.parameter_shapes()}
         self.load_weights(initial_weights(arch))
 
     @torch.no_grad()
