@@ -194,8 +194,8 @@ class Architecture:
 
     @property
     def smallest_input(self) -> int:
-        """The least height and width served: the product of all strides, and never more than 32."""
-        return min(32, 2 ** (len(self.stages) + 1))
+        """The least height and width served, never more than 32: no stride acts on a single pixel."""
+        return min(32, 2 ** len(self.stages) + 1)
 
     def check_input(self, shape: Shape) -> None:
         """Raise `ValueError` unless images of this (N, C, H, W) shape fit the network."""

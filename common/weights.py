@@ -16,6 +16,8 @@ from common.files import write_atomically
 Weights = dict[str, NDArray[np.floating]]
 
 FLOATS = (np.float16, np.float32, np.float64)
+# Of safetensors' names, those NumPy knows by itself; BF16 it knows only where a framework taught it.
+NUMPY_TYPES = {"BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "F16", "F32", "F64"}
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -104,11 +106,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except TypeError as error:  # what NumPy says of bfloat16
-        raise BadInput(f"checkpoint {path} holds a type NumPy lacks ({error}); save it as float32") from None
+            names = list(file.keys())
+            foreign = {file.get_slice(name).get_dtype() for name in names} - NUMPY_TYPES
+            weights = {} if foreign else {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise BadInput(f"checkpoint {path} is not a complete safetensors file: {error}") from None
+    if foreign:
+        raise BadInput(f"checkpoint {path} holds {', '.join(sorted(foreign))}; save it as float32")
     if "architecture" not in metadata:
         raise BadInput(
             f"checkpoint {path} names no architecture in its metadata; write it with save_checkpoint"

@@ -91,7 +91,7 @@ def test_parameters_of_a_resnext_network() -> None:
 def test_resnet18_is_the_published_one() -> None:
     arch = architecture("resnet18", in_channels=1, num_classes=10)
     assert arch.stages == ((2, 64), (2, 128), (2, 256), (2, 512))
-    assert (arch.block, arch.stem_channels, arch.smallest_input) == ("residual", 64, 32)
+    assert (arch.block, arch.stem_channels, arch.smallest_input) == ("residual", 64, 17)
     assert arch.stage_names() == ["b1", "b2", "b3", "b4", "b5", "last"]
     shapes = arch.parameter_shapes()
     trained = sum(int(np.prod(shape)) for name, shape in shapes.items() if not is_statistic(name))
@@ -247,7 +247,7 @@ def test_images_of_32_and_more_fit_every_network(shape: tuple[int, ...]) -> None
         ((0, 3, 32, 32), "N from 1 up"),
         ((1, 1, 32, 32), "images have 1 channels but the network takes 3"),
         ((1, 32, 32, 3), "images have 32 channels"),
-        ((1, 3, 31, 32), "images of 31×32 are too small for this network; give 32×32 or more"),
+        ((1, 3, 16, 32), "images of 16×32 are too small for this network; give 17×17 or more"),
         ((1, 3, 32, 0), "too small"),
     ],
 )
@@ -258,5 +258,5 @@ def test_images_that_do_not_fit_are_refused_in_one_line(shape: tuple[int, ...], 
     one_line(error, words)
 
 
-def test_the_smallest_input_is_the_product_of_the_strides() -> None:
-    assert [Architecture(stages=((1, 4),) * n).smallest_input for n in (1, 2, 3, 4, 5)] == [4, 8, 16, 32, 32]
+def test_at_the_smallest_input_the_last_stride_still_has_two_pixels() -> None:
+    assert [Architecture(stages=((1, 4),) * n).smallest_input for n in (1, 2, 3, 4, 5, 6)] == [3, 5, 9, 17, 32, 32]

@@ -354,7 +354,7 @@ def test_weights_that_do_not_fit_are_refused_in_the_words_of_the_oracle(
         (np.zeros((2, 32, 32)), "(N, C, H, W)"),
         (np.zeros((0, 2, 32, 32)), "N from 1 up"),
         (np.zeros((1, 32, 32, 2)), "32 channels but the network takes 2"),
-        (np.zeros((1, 2, 7, 32)), "too small for this network; give 8×8 or more"),
+        (np.zeros((1, 2, 4, 32)), "too small for this network; give 5×5 or more"),
         (np.full((1, 2, 32, 32), "a"), "images must be numbers"),
         (np.zeros((1, 2, 32, 32), complex), "images must be numbers"),
     ],

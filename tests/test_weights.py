@@ -272,4 +272,4 @@ def test_a_checkpoint_of_a_type_numpy_lacks_says_so(tmp_path: Path) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
     with pytest.raises(BadInput) as error:
         load_checkpoint(path)
-    one_line(error, str(path), "bfloat16", "save it as float32")
+    one_line(error, str(path), "holds BF16", "save it as float32")
