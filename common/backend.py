@@ -43,13 +43,20 @@ class Model(ABC):
 
     Args:
         arch: the network.
-        dtype: "float32" or "float64".
+        dtype: one of `dtypes`. In "bfloat16" products are computed in bfloat16; weights, running
+            statistics, the loss and all arrays in and out stay float32 (Micikevicius et al. 2018).
         device: "cpu" or "gpu".
+        net: a network of the package's own to train in place of a new one.
     """
 
-    def __init__(self, arch: Architecture, dtype: str, device: str) -> None:
+    dtypes: tuple[str, ...] = ("float32", "float64")
+
+    def __init__(self, arch: Architecture, dtype: str, device: str, net: Any = None) -> None:
+        if dtype not in self.dtypes:
+            raise BadInput(f"no {dtype} in this backend; give {' or '.join(self.dtypes)}")
         self.arch = arch
-        self.dtype = dtype
+        self.dtype = "float32" if dtype == "bfloat16" else dtype  # of the arrays
+        self.bfloat16 = dtype == "bfloat16"
         self.device = device
         self._optimizer_settings: tuple[float, float] | None = None
 
@@ -98,6 +105,12 @@ class Model(ABC):
         Raises:
             ValueError: for images or labels that do not fit, or a hyperparameter out of range.
         """
+        return self.train_batch(x, y, lr, momentum, weight_decay)[0]
+
+    def train_batch(
+        self, x: ArrayLike, y: ArrayLike, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+    ) -> tuple[float, NDArray]:
+        """`train_step` that returns the logits (N, classes) of its training pass too."""
         for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
             if not 0 <= value < np.inf:
                 raise BadInput(f"{name} must be 0 or more, not {value}")
@@ -109,6 +122,29 @@ class Model(ABC):
             self._new_optimizer(momentum, weight_decay)
             self._optimizer_settings = (momentum, weight_decay)
         return self._train_step(images, labels, lr)
+
+    def optimizer_state(self) -> Weights:
+        """What the optimizer remembers between steps, by name, as its framework keeps it.
+
+        Another model of the same backend goes on from it, and from `weights`, to the same bit.
+        """
+        state = {} if self._optimizer_settings is None else self._optimizer_state()
+        return {name: np.array(array) for name, array in state.items()}
+
+    def load_optimizer_state(
+        self, state: Mapping[str, NDArray], momentum: float = 0.0, weight_decay: float = 0.0
+    ) -> None:
+        """Go on from what `optimizer_state` gave under this momentum and weight decay.
+
+        Raises:
+            ValueError: if the state is not of this network and these settings.
+        """
+        self._new_optimizer(momentum, weight_decay)
+        try:
+            self._load_optimizer_state(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise BadInput(f"the optimizer's state does not fit this network: {error}") from None
+        self._optimizer_settings = (momentum, weight_decay)
 
     def _images(self, x: ArrayLike) -> NDArray:
         images = np.asarray(x)
@@ -146,7 +182,13 @@ class Model(ABC):
     def _new_optimizer(self, momentum: float, weight_decay: float) -> None: ...
 
     @abstractmethod
-    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> float: ...
+    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> tuple[float, NDArray]: ...
+
+    @abstractmethod
+    def _optimizer_state(self) -> Weights: ...
+
+    @abstractmethod
+    def _load_optimizer_state(self, state: Mapping[str, NDArray]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -169,11 +211,21 @@ class Backend:
         Raises:
             ValueError: for an unknown dtype or device, or a GPU that is not there.
         """
-        if dtype not in ("float32", "float64"):
-            raise BadInput(f"unknown dtype {dtype!r}; give float32 or float64")
+        if dtype not in ("float32", "float64", "bfloat16"):
+            raise BadInput(f"unknown dtype {dtype!r}; give float32, float64 or bfloat16")
         if device not in ("cpu", "gpu"):
             raise BadInput(f"unknown device {device!r}; give cpu or gpu")
         return import_module(self.module).Model(arch, dtype, device)
+
+    def wrap(self, net: Any, device: str = "cpu") -> Any:
+        """A float32 `Model` of a network the package's own classes made; training it trains `net`.
+
+        A network that has weights keeps them; one that has none yet gets those `build` would give it.
+
+        Raises:
+            ValueError: for a GPU that is not there.
+        """
+        return import_module(self.module).Model(net.arch, "float32", device, net)
 
 
 ORACLE = Backend("oracle", "common.oracle", ("numpy",), "pip install numpy")

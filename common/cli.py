@@ -1,17 +1,19 @@
-"""The command `resnet-tabs`. No framework is imported here: they work in processes of their own."""
+"""The command `resnet-tabs`: `compare`, `summary` and `download`; the others are in cli_training.py."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from common.architecture import ZOO, Architecture, architecture
+from common import cli_training
+from common.architecture import Architecture, architecture
 from common.backend import BACKENDS, Backend, find_backend, load_backend
-from common.errors import BadInput
+from common.errors import BadInput, Stopped
+from common.options import Arch, Device, check_device
 
 app = typer.Typer(
     help="One ResNet in MXNet, PyTorch, TensorFlow and JAX, proven to be the same network.",
@@ -21,7 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Arch = Annotated[str, typer.Argument(metavar="ARCH", help=f"Name of the network: {', '.join(ZOO)}.")]
 Backends = Annotated[
     str | None,
     typer.Option(metavar="NAMES", help=f"Comma-separated: {', '.join(BACKENDS)}, oracle. Default: the four."),
@@ -36,7 +37,7 @@ def compare(
     input_shape: InputShape = "1,96,96",
     dtype: Annotated[str, typer.Option(help="float64, float32 or both.")] = "both",
     steps: Annotated[int, typer.Option(help="SGD steps to take.")] = 20,
-    device: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    device: Device = "cpu",
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights to start from. Default: drawn from seed 0.")
     ] = None,
@@ -66,8 +67,7 @@ def compare(
     shape = _shape(input_shape)
     if dtype not in ("float64", "float32", "both"):
         raise BadInput(f"unknown dtype {dtype!r}; give float64, float32 or both")
-    if device not in ("cpu", "gpu"):
-        raise BadInput(f"unknown device {device!r}; give cpu or gpu")
+    check_device(device)
     if steps < 0:
         raise BadInput(f"--steps must be 0 or more, not {steps}")
     network = _network(arch, shape)
@@ -172,13 +172,26 @@ def _network(name: str, shape: tuple[int, int, int]) -> Architecture:
     return architecture(name, in_channels=shape[0])
 
 
+app.add_typer(cli_training.app)
+
+
 def main() -> None:
-    """The console script: bad input is one line on standard error and exit code 2."""
+    """The console script: what goes wrong is one line on standard error; bad input exits with 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except BadInput as error:
-        print(f"resnet-tabs: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error), 2)
+    except typer.TyperException as error:  # of the option parser
+        _end(error.format_message(), 2)
+    except Stopped as error:
+        _end(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _end("stopped at once", 130)
+
+
+def _end(line: str, exit_code: int) -> NoReturn:
+    print(f"resnet-tabs: {line}", file=sys.stderr)
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

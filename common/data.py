@@ -8,19 +8,26 @@ import http.client
 import os
 import urllib.request
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 from platformdirs import user_cache_path
 
+from common.architecture import unknown
 from common.errors import BadInput, MissingFile
 from common.files import write_atomically
 
 Batch = tuple[NDArray[np.floating], NDArray[np.int32]]
+T = TypeVar("T")
 
 CLASSES = (
     "T-shirt/top",
@@ -54,9 +61,12 @@ SAMPLE = Path(__file__).with_name("fashion_mnist")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # no https: the sums guard it
 
+AUGMENTATIONS = ("flip", "crop")
+PADDING = 4  # pixels on every side, for "crop"
+
 
 @dataclass(frozen=True, eq=False)
-class FashionMNIST:
+class Dataset:
     """Images uint8 (N, 28, 28) and labels uint8 (N,), read-only; `source` says which data this is."""
 
     train_images: NDArray[np.uint8]
@@ -66,12 +76,90 @@ class FashionMNIST:
     source: str
 
 
-def sample() -> FashionMNIST:
+class FashionMNIST:
+    """The chapter's data module: the images, and an epoch of them in batches, got ready in the background.
+
+    A batch is x, float (N, channels, *resize) in [0, 1], and y, int32 (N,). Training images are shuffled
+    and, with `augment`, changed: "flip" turns an image left to right with probability 1/2, "crop" shifts
+    it by up to 4 pixels. Validation images are neither. The last batch may be smaller.
+
+    The data is `full(directory)`; where nothing was named and the full set is not on the machine, it is
+    `sample()`, and `source` says so. The limits keep the first images only.
+
+    Raises:
+        ValueError: for anything that would make a wrong batch or none, and as `full` does.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        resize: tuple[int, int] = (28, 28),
+        *,
+        augment: Sequence[str] = (),
+        limit_train: int | None = None,
+        limit_val: int | None = None,
+        seed: int = 0,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> None:
+        _check_whole("batch_size", batch_size, 1)
+        _check_whole("seed", seed, 0)
+        for name, limit in (("limit_train", limit_train), ("limit_val", limit_val)):
+            if limit is not None:
+                _check_whole(name, limit, 1)
+        _check_size("resize", resize)
+        _check_augment(augment)
+        self.batch_size, self.resize, self.augment, self.seed = batch_size, resize, tuple(augment), seed
+        self.limit_train, self.limit_val = limit_train, limit_val
+
+        found = _full_or_sample(directory)
+        self.source = found.source
+        self.size = f"{len(found.train_images):,} + {len(found.test_images):,} images"
+        self.train = found.train_images[:limit_train], found.train_labels[:limit_train]
+        self.val = found.test_images[:limit_val], found.test_labels[:limit_val]
+        self.num_train, self.num_val = len(self.train[0]), len(self.val[0])
+        if batch_size > self.num_train:
+            raise BadInput(
+                f"batch_size {batch_size} is larger than the {self.num_train} training images; "
+                f"give {self.num_train} or less, or more images"
+            )
+        self.num_train_batches = _num_batches(self.num_train, batch_size)
+        self.num_val_batches = _num_batches(self.num_val, batch_size)
+
+    def train_dataloader(
+        self, epoch: int = 0, start: int = 0, dtype: str = "float32", channels: int = 1
+    ) -> Iterator[Batch]:
+        """The batches of an epoch from number `start` on, the same whether or not those before were made.
+
+        Raises:
+            ValueError: at once, for bad arguments; see `batches`.
+        """
+        return self._deal(
+            *self.train, epoch=epoch, start=start, augment=self.augment, dtype=dtype, channels=channels
+        )
+
+    def val_dataloader(self, dtype: str = "float32", channels: int = 1) -> Iterator[Batch]:
+        """The validation batches, in the order of the file.
+
+        Raises:
+            ValueError: at once, for bad arguments; see `batches`.
+        """
+        return self._deal(*self.val, shuffle=False, dtype=dtype, channels=channels)
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides what the batches are, wherever the files lie."""
+        names = ("batch_size", "resize", "augment", "seed", "limit_train", "limit_val")
+        return {name: getattr(self, name) for name in names} | {"data": self.size}
+
+    def _deal(self, images: NDArray[np.uint8], labels: NDArray[np.uint8], **options: Any) -> Iterator[Batch]:
+        return prefetch(batches(images, labels, self.batch_size, self.seed, size=self.resize, **options))
+
+
+def sample() -> Dataset:
     """The first 1,000 training and 500 test images, which come with this package."""
     return _read(SAMPLE, SAMPLE_SHA256, "the shipped sample", "install resnet-tabs again")
 
 
-def full(directory: str | os.PathLike[str] | None = None) -> FashionMNIST:
+def full(directory: str | os.PathLike[str] | None = None) -> Dataset:
     """All 60,000 training and 10,000 test images.
 
     Read from `directory`, else from RESNET_TABS_DATA, else from the first of the user's cache and
@@ -150,8 +238,7 @@ def resize(images: ArrayLike, size: tuple[int, int], dtype: str = "float32") -> 
         raise BadInput(f"images must be (N, H, W), not {images.shape}")
     if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise BadInput(f"images must be uint8 or floating point, not {images.dtype}")
-    if len(size) != 2 or min(size) < 1:
-        raise BadInput(f"size must be a height and a width of 1 or more, not {size}")
+    _check_size("size", size)
 
     values = images.astype(dtype)
     if images.dtype == np.uint8:
@@ -159,6 +246,22 @@ def resize(images: ArrayLike, size: tuple[int, int], dtype: str = "float32") -> 
     _, height, width = images.shape
     # Along one axis bilinear interpolation is a matrix; small dense products beat gathering.
     return _interpolation(height, size[0], dtype) @ values @ _interpolation(width, size[1], dtype).T
+
+
+def flip(images: NDArray, turned: NDArray[np.bool_]) -> NDArray:
+    """Images (N, H, W), those that are `turned` (N,) left to right."""
+    return np.where(turned[:, None, None], images[:, :, ::-1], images)
+
+
+def crop(images: NDArray, corners: NDArray[np.integer]) -> NDArray:
+    """Images (N, H, W), padded with 4 zeros on every side and cut to their size again at `corners` (N, 2).
+
+    A corner is the first row and column in the padded image, 0 to 8 each.
+    He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2.
+    """
+    padded = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING)))
+    windows = sliding_window_view(padded, images.shape[1:], axis=(1, 2))  # (N, 9, 9, H, W), nothing copied
+    return windows[np.arange(len(images)), corners[:, 0], corners[:, 1]]
 
 
 def batches(
@@ -172,11 +275,15 @@ def batches(
     size: tuple[int, int] = (96, 96),
     channels: int = 1,
     dtype: str = "float32",
+    augment: Sequence[str] = (),
+    start: int = 0,
 ) -> Iterator[Batch]:
     """One epoch of x (N, channels, *size) in [0, 1] and y int32 (N,), resized a batch at a time.
 
     The order depends only on seed, epoch and the number of images. Grey is repeated in every
-    channel. The last batch may be smaller, unless `drop_last` leaves it out.
+    channel. The last batch may be smaller, unless `drop_last` leaves it out. With `augment`, "flip" and
+    "crop" change the images before they are resized; what happens to an image depends only on seed,
+    epoch and its index. The first `start` batches are passed over, and cost nothing.
 
     Raises:
         ValueError: at once, for anything that would leave no batch or make one wrong.
@@ -184,32 +291,94 @@ def batches(
     count = len(images)
     if np.shape(labels) != (count,):
         raise BadInput(f"labels must be of shape ({count},), one an image, not {np.shape(labels)}")
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("channels", channels, 1),
-        ("seed", seed, 0),
-        ("epoch", epoch, 0),
-    ):
-        if value < least:
-            raise BadInput(f"{name} must be {least} or more, not {value}")
+    _check_whole("batch_size", batch_size, 1)
+    _check_whole("channels", channels, 1)
+    for name, value in (("seed", seed), ("epoch", epoch), ("start", start)):
+        _check_whole(name, value, 0)
+    _check_augment(augment)
     end = count - count % batch_size if drop_last else count
     if end < 1:
         raise BadInput(f"{count} images make no batch of {batch_size}; give more, or a smaller batch_size")
+    num_batches = _num_batches(end, batch_size)
+    if start > num_batches:
+        raise BadInput(
+            f"start {start} is beyond the epoch's {num_batches} batches; give {num_batches} or less"
+        )
     resize(images[:0], size, dtype)  # speaks up now, not at the first batch
 
     order = np.random.default_rng([seed, epoch]).permutation(count) if shuffle else np.arange(count)
+    # By the image's index: the first draws do not depend on how many there are. The third number is
+    # not 0, because [seed, epoch, 0] is the generator of the order over again.
+    turned = np.random.default_rng([seed, epoch, 1]).random(count) < 0.5
+    shares = np.random.default_rng([seed, epoch, 2]).random((count, 2))
+    corners = (shares * (2 * PADDING + 1)).astype(int)
 
     def batch(chosen: NDArray[np.intp]) -> Batch:
-        x = resize(images[chosen], size, dtype)[:, None]
+        originals = images[chosen]
+        if "flip" in augment:
+            originals = flip(originals, turned[chosen])
+        if "crop" in augment:
+            originals = crop(originals, corners[chosen])
+        x = resize(originals, size, dtype)[:, None]
         if channels > 1:
             x = np.repeat(x, channels, axis=1)
         return x, labels[chosen].astype(np.int32)
 
-    return (batch(order[start : start + batch_size]) for start in range(0, end, batch_size))
+    return (batch(order[i : i + batch_size]) for i in range(start * batch_size, end, batch_size))
+
+
+def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """The same items, up to `depth` of them (1 or more) got ready in a background thread before their time.
+
+    An error of `items` is raised here, in its turn. The thread starts with the first item asked for and
+    ends with the last, or soon after this generator is closed or forgotten.
+    """
+    # Unlike Queue, a SimpleQueue may be put to while the garbage collector closes this generator.
+    ready: SimpleQueue[Any] = SimpleQueue()
+    taken: SimpleQueue[None] = SimpleQueue()
+    errors: list[BaseException] = []
+    end = object()
+    closed = False
+
+    def work() -> None:
+        try:
+            for number, item in enumerate(items, 1):
+                ready.put(item)
+                if number >= depth:  # all places are full, until the consumer has taken one more
+                    taken.get()
+                if closed:
+                    return
+        except BaseException as error:
+            errors.append(error)
+        ready.put(end)
+
+    try:
+        Thread(target=work, name="prefetch", daemon=True).start()
+        while (item := ready.get()) is not end:
+            taken.put(None)
+            yield item
+        if errors:
+            raise errors.pop()
+    finally:
+        # The thread is not joined: when the interpreter ends, that would wait for ever.
+        closed = True
+        taken.put(None)
 
 
 def _cache() -> Path:
     return user_cache_path("resnet-tabs") / "fashion-mnist"
+
+
+def _full_or_sample(directory: str | os.PathLike[str] | None) -> Dataset:
+    """The full set; where none was named and there is none, the sample."""
+    try:
+        return full(directory)
+    except MissingFile:
+        if directory or os.environ.get("RESNET_TABS_DATA"):
+            raise
+    found = sample()
+    remedy = "the full set is not on this machine, `resnet-tabs download` fetches it"
+    return replace(found, source=f"{found.source}: {remedy}")
 
 
 def _find(folder: Path, name: str) -> Path | None:
@@ -221,12 +390,12 @@ def _missing(folder: Path) -> list[str]:
     return [name for name in FULL_SHA256 if _find(folder, name) is None]
 
 
-def _read(folder: Path, sums: Mapping[str, str], what: str, remedy: str) -> FashionMNIST:
+def _read(folder: Path, sums: Mapping[str, str], what: str, remedy: str) -> Dataset:
     train_images, train_labels, test_images, test_labels = (
         _array(folder, name, sha256, remedy) for name, sha256 in sums.items()
     )
     source = f"{what} ({len(train_images):,} + {len(test_images):,} images)"
-    return FashionMNIST(train_images, train_labels, test_images, test_labels, source)
+    return Dataset(train_images, train_labels, test_images, test_labels, source)
 
 
 def _array(folder: Path, name: str, sha256: str, remedy: str) -> NDArray[np.uint8]:
@@ -253,6 +422,34 @@ def _unpack(content: bytes, origin: str | Path, sha256: str, remedy: str) -> byt
     if hashlib.sha256(content).hexdigest() != sha256:
         raise BadInput(f"{origin} is not the Fashion-MNIST file it should be (wrong SHA-256); {remedy}")
     return content
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, Integral):
+        raise BadInput(f"{name} must be a whole number, not {value!r}")
+    if int(value) < least:
+        raise BadInput(f"{name} must be {least} or more, not {value}")
+
+
+def _check_size(name: str, size: object) -> None:
+    if (
+        not isinstance(size, list | tuple)
+        or len(size) != 2
+        or not all(isinstance(length, Integral) and int(length) >= 1 for length in size)
+    ):
+        raise BadInput(f"{name} must be a height and a width of 1 or more, not {size!r}")
+
+
+def _check_augment(augment: Sequence[str]) -> None:
+    if isinstance(augment, str):
+        raise BadInput(f"augment must be a list of names, not {augment!r}; give [{augment!r}]")
+    for name in augment:
+        if name not in AUGMENTATIONS:
+            raise BadInput(unknown("augmentation", str(name), AUGMENTATIONS))
+
+
+def _num_batches(count: int, batch_size: int) -> int:
+    return -(-count // batch_size)  # rounded up: the last may be smaller
 
 
 def _interpolation(length: int, new_length: int, dtype: str) -> NDArray[np.floating]:

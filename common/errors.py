@@ -1,4 +1,4 @@
-"""What a person can do wrong, as exceptions whose text is the one line they read."""
+"""What can go wrong, as exceptions whose text is the one line a person reads."""
 
 
 class BadInput(ValueError):
@@ -10,3 +10,11 @@ class MissingFile(BadInput, FileNotFoundError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class Stopped(RuntimeError):
+    """A training run that ended early; the message says where, why, and how to go on."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

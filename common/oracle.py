@@ -7,7 +7,7 @@ gradient is the same row walked backwards: that is all of backpropagation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -298,11 +298,17 @@ class Model(contract.Model):
         trained = [name for name in self._state if not is_statistic(name)]
         self._velocity = {name: np.zeros(self._state[name].shape) for name in trained}
 
-    def _train_step(self, x: Array, y: NDArray, lr: float) -> float:
+    def _train_step(self, x: Array, y: NDArray, lr: float) -> tuple[float, Array]:
         result = self._loss_and_gradients(x, y)
         for name, gradient in result.gradients.items():
             decayed = gradient + self._weight_decay * self._state[name]
             self._velocity[name] = self._momentum * self._velocity[name] + decayed
             self._state[name] = self._state[name] - lr * self._velocity[name]
         self._state.update(result.running)
-        return result.loss
+        return result.loss, result.logits
+
+    def _optimizer_state(self) -> Weights:
+        return self._velocity
+
+    def _load_optimizer_state(self, state: Mapping[str, NDArray]) -> None:
+        self._velocity = {name: np.asarray(state[name], np.float64) for name in self._velocity}

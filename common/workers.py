@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
@@ -37,6 +39,21 @@ def share_cores(most: int) -> list[set[int]]:
         return [set()]
     cores = sorted(os.sched_getaffinity(0))
     return [set(cores[i::most]) for i in range(min(most, len(cores)))]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep standard error, C++'s too, from the terminal for a while; what fails still raises."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _settle(cores: set[int] | None) -> None:

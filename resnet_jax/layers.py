@@ -2,9 +2,12 @@
 
 import os
 from functools import partial
+from typing import Any
 
+import jax
 from flax import linen as nn
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 # Trap: XLA takes three quarters of a GPU's memory at the start; another framework may need it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -25,6 +28,11 @@ Dense = partial(nn.Dense, kernel_init=_glorot, precision=_precise)
 # Trap: Flax's running statistics keep 0.99 of the old value, and its "fast" variance
 # E[x²] − E[x]² cancels where the mean is large.
 BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
+
+
+def cast(params: Any, dtype: DTypeLike) -> Any:
+    """Trap: Flax computes in the widest type it meets, so images in bfloat16 need parameters in bfloat16."""
+    return jax.tree.map(lambda array: array.astype(dtype), params)
 
 
 def max_pool(X: Array) -> Array:

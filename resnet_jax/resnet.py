@@ -27,31 +27,34 @@ class ResNet(Classifier):
     num_classes: int = 10
     training: bool = True
 
+    def __post_init__(self) -> None:
+        self.arch = Architecture.of(self.arch, self.num_classes)
+        super().__post_init__()
+
     def setup(self) -> None:
-        arch = Architecture.of(self.arch, self.num_classes)
         self.net = nn.Sequential(
-            [self.b1(arch), *[self.stage(arch, blocks) for blocks in arch.blocks()], self.last(arch)]
+            [self.b1(), *[self.stage(blocks) for blocks in self.arch.blocks()], self.last()]
         )
 
-    def b1(self, arch: Architecture) -> nn.Sequential:
+    def b1(self) -> nn.Sequential:
         """The stem: (N, H, W, C) → (N, ⌈H/4⌉, ⌈W/4⌉, stem_channels)."""
         return nn.Sequential(
             [
-                Conv(arch.stem_channels, kernel_size=(7, 7), strides=2, padding=3),
+                Conv(self.arch.stem_channels, kernel_size=(7, 7), strides=2, padding=3),
                 BatchNorm(not self.training),
                 nn.relu,
                 max_pool,
             ]
         )
 
-    def stage(self, arch: Architecture, blocks: list[Block]) -> nn.Sequential:
+    def stage(self, blocks: list[Block]) -> nn.Sequential:
         """b2, b3, …: blocks in a row; all stages but the first halve height and width."""
-        kind = {"residual": Residual, "resnext": ResNeXtBlock}[arch.block]
+        kind = {"residual": Residual, "resnext": ResNeXtBlock}[self.arch.block]
         return nn.Sequential([kind(**block.options, training=self.training) for block in blocks])
 
-    def last(self, arch: Architecture) -> nn.Sequential:
+    def last(self) -> nn.Sequential:
         """The classifier: (N, H, W, C) → (N, C) → (N, num_classes)."""
-        return nn.Sequential([global_average_pool, Dense(arch.num_classes)])
+        return nn.Sequential([global_average_pool, Dense(self.arch.num_classes)])
 
 
 class ResNet18(ResNet):

@@ -1,4 +1,4 @@
-"""Loss and training step, as JAX users write them."""
+"""Loss, training step and trainer, as JAX users write them."""
 
 from typing import Any
 
@@ -8,7 +8,9 @@ from flax import linen as nn
 from jax import Array
 from jax import numpy as jnp
 
+import common.training
 from common.summary import layer_line
+from resnet_jax.layers import cast
 
 Variables = dict[str, Any]  # Flax's two trees: "params" and "batch_stats"
 
@@ -17,7 +19,7 @@ class Classifier(nn.Module):
     """A network `net` with learning rate `lr`, trained by softmax cross-entropy and SGD."""
 
     def __call__(self, X: Array) -> Array:
-        return self.net(X)
+        return self.net(X).astype(jnp.promote_types(X.dtype, jnp.float32))  # logits in bfloat16 are coarse
 
     def activations(self, X: Array) -> dict[str, Array]:
         """Outputs of b1, b2, …, last."""
@@ -51,10 +53,14 @@ class Classifier(nn.Module):
 
 
 def loss_and_gradients(model: Classifier, variables: Variables, X: Array, Y: Array) -> tuple:
-    """Loss, logits with batch statistics, gradients, and the running statistics after this pass."""
+    """Loss, logits with batch statistics, gradients, and the running statistics after this pass.
+
+    All are of the parameters' type; products are computed in that of the images.
+    """
 
     def loss(params: Any) -> tuple[Array, tuple]:
-        Y_hat, updates = model.apply({**variables, "params": params}, X, mutable=["batch_stats"])
+        in_type = {**variables, "params": cast(params, X.dtype)}
+        Y_hat, updates = model.apply(in_type, X, mutable=["batch_stats"])
         return model.loss(Y_hat, Y), (Y_hat, updates["batch_stats"])
 
     (value, (Y_hat, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
@@ -68,9 +74,15 @@ def train_step(
     opt_state: optax.OptState,
     X: Array,
     Y: Array,
-) -> tuple[Variables, optax.OptState, Array]:
-    """Variables and optimizer state after one step, and the loss before it."""
-    loss, _, gradients, batch_stats = loss_and_gradients(model, variables, X, Y)
+) -> tuple[Variables, optax.OptState, Array, Array]:
+    """Variables and optimizer state after one step, and the loss and logits before it."""
+    loss, Y_hat, gradients, batch_stats = loss_and_gradients(model, variables, X, Y)
     updates, opt_state = optimizer.update(gradients, opt_state, variables["params"])
     params = optax.apply_updates(variables["params"], updates)
-    return {"params": params, "batch_stats": batch_stats}, opt_state, loss
+    return {"params": params, "batch_stats": batch_stats}, opt_state, loss, Y_hat
+
+
+class Trainer(common.training.Trainer):
+    """Trains a network with `train_step`; the loop around it is the same for all four packages."""
+
+    backend = "jax"

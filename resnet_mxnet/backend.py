@@ -1,5 +1,7 @@
 """The contract under MXNet: NumPy in, NumPy out."""
 
+from collections.abc import Mapping
+
 import mxnet as mx
 from mxnet import np
 from mxnet.gluon import Parameter
@@ -16,19 +18,21 @@ from resnet_mxnet.training import loss_and_gradients, train_step
 class Model(contract.Model):
     """A ResNet in MXNet under the contract."""
 
-    def __init__(self, arch: Architecture, dtype: str, device: str) -> None:
-        super().__init__(arch, dtype, device)
+    def __init__(self, arch: Architecture, dtype: str, device: str, net: ResNet | None = None) -> None:
+        super().__init__(arch, dtype, device, net)
         if device == "gpu" and not mx.context.num_gpus():
             raise BadInput("MXNet sees no GPU, its last release has none on PyPI; use device cpu")
         self._device = mx.gpu() if device == "gpu" else mx.cpu()
-        self._net = ResNet(arch)
+        self._net = net or ResNet(arch)
+        is_new = any(not parameter._data for parameter in self._net.collect_params().values())
         self._net.collect_params().reset_ctx(self._device)
         # Layers find their shapes in float32 only; one image does it, then they may change type.
         self._net(np.zeros((1, arch.in_channels, 32, 32), ctx=self._device))
         self._net.cast(dtype)
         self._net.hybridize(static_alloc=True)
         self._parameters = {name: _parameter(self._net, name) for name in arch.parameter_shapes()}
-        self.load_weights(initial_weights(arch))
+        if is_new:
+            self.load_weights(initial_weights(arch))
 
     def _load_weights(self, weights: Weights) -> None:
         for name, array in weights.items():
@@ -61,9 +65,25 @@ class Model(contract.Model):
     def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
         self._trainer = self._net.configure_optimizers(momentum, weight_decay)
 
-    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> float:
+    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> tuple[float, NDArray]:
         self._trainer.set_learning_rate(lr)
-        return train_step(self._net, self._trainer, self._array(x), self._array(y)).item()
+        loss, logits = train_step(self._net, self._trainer, self._array(x), self._array(y))
+        return loss.item(), logits.asnumpy()
+
+    def _optimizer_state(self) -> Weights:
+        return {name: state.asnumpy() for name, state in self._velocities().items()}
+
+    def _load_optimizer_state(self, state: Mapping[str, NDArray]) -> None:
+        updater = self._trainer._updaters[0]
+        for name, array in state.items():
+            index = self._trainer._param2idx[self._parameters[name].name]
+            updater.states[index] = mx.nd.array(array, self._device, array.dtype)
+            updater.states_synced[index] = True  # it lies where the parameter does
+
+    def _velocities(self) -> dict[str, mx.nd.NDArray]:
+        states, indices = self._trainer._updaters[0].states, self._trainer._param2idx
+        found = {name: states.get(indices[p.name]) for name, p in self._parameters.items()}
+        return {name: state for name, state in found.items() if state is not None}
 
     def _array(self, array: NDArray) -> np.ndarray:
         return np.array(array, dtype=array.dtype, ctx=self._device)

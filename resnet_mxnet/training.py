@@ -1,10 +1,11 @@
-"""Loss and training step, as Gluon users write them."""
+"""Loss, training step and trainer, as Gluon users write them."""
 
 from types import ModuleType
 
 from mxnet import autograd, gluon, np
 from mxnet.gluon import nn
 
+import common.training
 from common.summary import layer_line
 from resnet_mxnet.layers import SGD, exact_decay
 
@@ -52,8 +53,16 @@ def loss_and_gradients(model: Classifier, X: np.ndarray, Y: np.ndarray) -> tuple
     return loss, Y_hat
 
 
-def train_step(model: Classifier, trainer: gluon.Trainer, X: np.ndarray, Y: np.ndarray) -> np.ndarray:
-    """One step of the optimizer, in place; returns the loss before it."""
-    loss, _ = loss_and_gradients(model, X, Y)
+def train_step(
+    model: Classifier, trainer: gluon.Trainer, X: np.ndarray, Y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """One step of the optimizer, in place; returns the loss and logits before it."""
+    loss, Y_hat = loss_and_gradients(model, X, Y)
     trainer.step(1)  # the loss is a mean already
-    return loss
+    return loss, Y_hat
+
+
+class Trainer(common.training.Trainer):
+    """Trains a network with `train_step`; the loop around it is the same for all four packages."""
+
+    backend = "mxnet"

@@ -1,6 +1,6 @@
 """The contract under TensorFlow: NumPy in, NumPy out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,21 +21,25 @@ from resnet_tf.training import loss_and_gradients, train_step
 class Model(contract.Model):
     """A ResNet in TensorFlow under the contract."""
 
-    def __init__(self, arch: Architecture, dtype: str, device: str) -> None:
-        super().__init__(arch, dtype, device)
+    dtypes = ("float32", "float64", "bfloat16")
+
+    def __init__(self, arch: Architecture, dtype: str, device: str, net: ResNet | None = None) -> None:
+        super().__init__(arch, dtype, device, net)
         if device == "gpu":
             if not tf.config.list_physical_devices("GPU"):
                 raise BadInput("TensorFlow sees no GPU; use device cpu, or install TensorFlow with CUDA")
             use_full_float32()
         self._device = f"/{device.upper()}:0"
+        is_new = net is None or not net.built
         with precision(dtype), tf.device(self._device):
-            self._net = ResNet(arch)
-            self._net(tf.zeros((1, 32, 32, arch.in_channels), dtype))  # one image makes the variables
+            self._net = net or ResNet(arch)
+            self._net(tf.zeros((1, 32, 32, arch.in_channels), self.dtype))  # one image makes the variables
         self._variables = {name: _variable(self._net, name) for name in arch.parameter_shapes()}
         self._predict_graph = tf.function(partial(self._net, training=False))
         self._activations_graph = tf.function(self._net.activations)
         self._gradients_graph = tf.function(partial(loss_and_gradients, self._net))
-        self.load_weights(initial_weights(arch))
+        if is_new:
+            self.load_weights(initial_weights(arch))
 
     def _load_weights(self, weights: Weights) -> None:
         for name, array in weights.items():
@@ -76,9 +80,26 @@ class Model(contract.Model):
             self._optimizer.build(self._net.trainable_variables)
         self._step_graph = tf.function(partial(train_step, self._net, self._optimizer))
 
-    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> float:
+    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> tuple[float, NDArray]:
         self._optimizer.change_learning_rate(lr)
-        return float(self._run(self._step_graph, nhwc(x), y))
+        loss, logits = self._run(self._step_graph, nhwc(x), y)
+        return float(loss), logits.numpy()
+
+    def _optimizer_state(self) -> Weights:
+        # Keras' velocities hold its learning rate: one is of no use without the other.
+        return {name: v.numpy() for name, v in self._velocities().items()} | {
+            "learning_rate": self._optimizer.learning_rate.numpy()
+        }
+
+    def _load_optimizer_state(self, state: Mapping[str, NDArray]) -> None:
+        for name, variable in self._velocities().items():
+            variable.assign(state[name])
+        self._optimizer.learning_rate.assign(state["learning_rate"])
+
+    def _velocities(self) -> dict[str, keras.Variable]:
+        names = {v.path: name for name, v in self._variables.items()}
+        trained = [names[v.path] for v in self._net.trainable_variables]
+        return dict(zip(trained, self._optimizer.momentums, strict=False))  # none without momentum
 
     def _run(self, graph: Callable[..., Any], *arrays: NDArray) -> Any:
         """Call a compiled function where the model is: TensorFlow prefers a GPU wherever there is one."""

@@ -72,8 +72,8 @@ class SGD(keras.optimizers.SGD):
 def precision(dtype: str) -> Iterator[None]:
     """Trap: Keras makes variables, the learning rate among them, in one global type; set it for a while."""
     policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
-    keras.config.set_dtype_policy(dtype)
-    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else dtype)
+    keras.config.set_floatx("float32" if dtype == "bfloat16" else dtype)
     try:
         yield
     finally:

@@ -1,9 +1,10 @@
-"""Loss and training step, as TensorFlow users write them."""
+"""Loss, training step and trainer, as TensorFlow users write them."""
 
 import keras
 import tensorflow as tf
 from tensorflow import Tensor
 
+import common.training
 from common.summary import layer_line
 from resnet_tf.layers import SGD
 
@@ -19,7 +20,7 @@ class Classifier(keras.Model):
         del self.loss  # Keras keeps what `compile` is given here, and hides the method below
 
     def call(self, X: Tensor) -> Tensor:
-        return self.net(X)
+        return tf.cast(self.net(X), self.variable_dtype)  # logits in bfloat16 are coarse
 
     def activations(self, X: Tensor) -> dict[str, Tensor]:
         """Outputs of b1, b2, …, last, with running statistics."""
@@ -51,8 +52,14 @@ def loss_and_gradients(model: Classifier, X: Tensor, Y: Tensor) -> tuple[Tensor,
     return loss, Y_hat, tape.gradient(loss, model.trainable_variables)
 
 
-def train_step(model: Classifier, optimizer: SGD, X: Tensor, Y: Tensor) -> Tensor:
-    """One step of the optimizer, in place; returns the loss before it."""
-    loss, _, gradients = loss_and_gradients(model, X, Y)
+def train_step(model: Classifier, optimizer: SGD, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of the optimizer, in place; returns the loss and logits before it."""
+    loss, Y_hat, gradients = loss_and_gradients(model, X, Y)
     optimizer.apply(gradients, model.trainable_variables)
-    return loss
+    return loss, Y_hat
+
+
+class Trainer(common.training.Trainer):
+    """Trains a network with `train_step`; the loop around it is the same for all four packages."""
+
+    backend = "tf"

@@ -1,9 +1,11 @@
 """The contract under PyTorch: NumPy in, NumPy out."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 import common.backend as contract
 from common.architecture import Architecture
@@ -17,19 +19,27 @@ from resnet_torch.training import loss_and_gradients, train_step
 class Model(contract.Model):
     """A ResNet in PyTorch under the contract."""
 
-    def __init__(self, arch: Architecture, dtype: str, device: str) -> None:
-        super().__init__(arch, dtype, device)
+    dtypes = ("float32", "float64", "bfloat16")
+
+    def __init__(self, arch: Architecture, dtype: str, device: str, net: ResNet | None = None) -> None:
+        super().__init__(arch, dtype, device, net)
         if device == "gpu":
             if not torch.cuda.is_available():
                 raise BadInput("PyTorch sees no GPU; use device cpu, or install PyTorch with CUDA")
             use_full_float32()
         self._device = torch.device("cuda" if device == "gpu" else "cpu")
-        self._net = ResNet(arch).to(self._device, getattr(torch, dtype))
+        self._net = (net or ResNet(arch)).to(self._device, getattr(torch, self.dtype))
+        self._net.bfloat16 = self.bfloat16
+        is_new = any(nn.parameter.is_lazy(parameter) for parameter in self._net.parameters())
         with torch.no_grad():  # one image gives the lazy layers their shapes
-            self._net.eval()(self._tensor(np.zeros((1, arch.in_channels, 32, 32), dtype)))
+            self._net.eval()(self._tensor(np.zeros((1, arch.in_channels, 32, 32), self.dtype)))
         state = self._net.state_dict()
         self._tensors = {name: state[_path(name)] for name in arch.parameter_shapes()}
-        self.load_weights(initial_weights(arch))
+        self._parameters = {
+            name: self._net.get_parameter(_path(name)) for name in self._tensors if not is_statistic(name)
+        }
+        if is_new:
+            self.load_weights(initial_weights(arch))
 
     @torch.no_grad()
     def _load_weights(self, weights: Weights) -> None:
@@ -55,19 +65,25 @@ class Model(contract.Model):
         running = {name: _numpy(tensor).copy() for name, tensor in statistics.items()}
         for name, tensor in statistics.items():
             tensor.copy_(before[name])
-        gradients = {
-            name: _numpy(self._net.get_parameter(_path(name)).grad).copy()
-            for name in self._tensors
-            if not is_statistic(name)
-        }
+        gradients = {name: _numpy(p.grad).copy() for name, p in self._parameters.items()}
         return contract.Evaluation(loss.item(), _numpy(logits), gradients, running)
 
     def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
         self._optimizer = self._net.configure_optimizers(momentum, weight_decay)
 
-    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> float:
+    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> tuple[float, NDArray]:
         self._optimizer.param_groups[0]["lr"] = lr
-        return train_step(self._net, self._optimizer, self._tensor(x), self._tensor(y).long()).item()
+        loss, logits = train_step(self._net, self._optimizer, self._tensor(x), self._tensor(y).long())
+        return loss.item(), _numpy(logits)
+
+    def _optimizer_state(self) -> Weights:
+        states = {name: self._optimizer.state[p] for name, p in self._parameters.items()}
+        velocities = {name: state.get("momentum_buffer") for name, state in states.items()}
+        return {name: _numpy(velocity) for name, velocity in velocities.items() if velocity is not None}
+
+    def _load_optimizer_state(self, state: Mapping[str, NDArray]) -> None:
+        for name, array in state.items():
+            self._optimizer.state[self._parameters[name]]["momentum_buffer"] = self._tensor(array)
 
     def _tensor(self, array: NDArray) -> Tensor:
         return torch.from_numpy(array).to(self._device)

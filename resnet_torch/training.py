@@ -1,9 +1,10 @@
-"""Loss and training step, as PyTorch users write them."""
+"""Loss, training step and trainer, as PyTorch users write them."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import common.training
 from common.summary import layer_line
 
 
@@ -12,9 +13,11 @@ class Classifier(nn.Module):
 
     net: nn.Sequential
     lr: float
+    bfloat16 = False  # compute products in bfloat16; weights, statistics and logits stay as they are
 
     def forward(self, X: Tensor) -> Tensor:
-        return self.net(X)
+        with torch.autocast(X.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self.net(X).to(X.dtype)
 
     def activations(self, X: Tensor) -> dict[str, Tensor]:
         """Outputs of b1, b2, …, last."""
@@ -51,8 +54,14 @@ def loss_and_gradients(model: Classifier, X: Tensor, Y: Tensor) -> tuple[Tensor,
     return loss.detach(), Y_hat.detach()
 
 
-def train_step(model: Classifier, optimizer: torch.optim.SGD, X: Tensor, Y: Tensor) -> Tensor:
-    """One step of the optimizer, in place; returns the loss before it."""
-    loss, _ = loss_and_gradients(model, X, Y)
+def train_step(model: Classifier, optimizer: torch.optim.SGD, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of the optimizer, in place; returns the loss and logits before it."""
+    loss, Y_hat = loss_and_gradients(model, X, Y)
     optimizer.step()
-    return loss
+    return loss, Y_hat
+
+
+class Trainer(common.training.Trainer):
+    """Trains a network with `train_step`; the loop around it is the same for all four packages."""
+
+    backend = "torch"

@@ -259,4 +259,11 @@ def test_images_that_do_not_fit_are_refused_in_one_line(shape: tuple[int, ...], 
 
 
 def test_at_the_smallest_input_the_last_stride_still_has_two_pixels() -> None:
-    assert [Architecture(stages=((1, 4),) * n).smallest_input for n in (1, 2, 3, 4, 5, 6)] == [3, 5, 9, 17, 32, 32]
+    assert [Architecture(stages=((1, 4),) * n).smallest_input for n in (1, 2, 3, 4, 5, 6)] == [
+        3,
+        5,
+        9,
+        17,
+        32,
+        32,
+    ]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -492,7 +497,15 @@ def test_batch_defaults_are_grey_96_float32() -> None:
         ({"images": np.zeros((0, 1, 1), np.uint8), "labels": np.zeros(0, np.uint8)}, "0 images"),
         ({"labels": np.zeros(3, np.uint8)}, "labels must be of shape (4,)"),
         ({"size": (0, 1)}, "size"),
+        ({"size": 28}, "size must be a height and a width of 1 or more, not 28"),
         ({"dtype": "int8"}, "int8"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, not 2.5"),
+        ({"start": -1}, "start"),
+        ({"start": 3}, "start 3 is beyond the epoch's 2 batches; give 2 or less"),
+        ({"start": 2, "batch_size": 3, "drop_last": True}, "the epoch's 1 batches"),
+        ({"augment": ["flop"]}, "unknown augmentation 'flop'; did you mean flip? Known: flip, crop"),
+        ({"augment": [None]}, "unknown augmentation 'None'"),
+        ({"augment": "flip"}, "augment must be a list of names, not 'flip'; give ['flip']"),
     ],
 )
 def test_batches_refuses_at_once(options: dict, words: str) -> None:
@@ -500,3 +513,418 @@ def test_batches_refuses_at_once(options: dict, words: str) -> None:
     with pytest.raises(BadInput) as error:
         data.batches(**{"images": images, "labels": labels, "batch_size": 2, "seed": 0, **options})
     one_line(error, words)
+
+
+def same(found: Iterator[data.Batch], expected: Iterator[data.Batch]) -> None:
+    for (x, y), (expected_x, expected_y) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(x, expected_x)
+        np.testing.assert_array_equal(y, expected_y)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("start", [0, 1, 7, 14, 15])
+def test_a_later_start_gives_the_rest_of_the_epoch(start: int, drop_last: bool) -> None:
+    images = data.sample()
+    deal = partial(
+        data.batches, images.train_images[:117], images.train_labels[:117], 8, seed=3, epoch=2, size=(12, 12)
+    )
+    start = min(start, 14) if drop_last else start
+    whole = list(deal(augment=["flip", "crop"], drop_last=drop_last))
+    same(deal(augment=["flip", "crop"], drop_last=drop_last, start=start), iter(whole[start:]))
+
+
+# Augmentation
+
+
+def reference_augmentation(image: np.ndarray, names: tuple[str, ...], draws: list[float]) -> np.ndarray:
+    """One (H, W) image, pixel by pixel, from the definition; the draws are in [0, 1)."""
+    height, width = image.shape
+    turn, down, along = draws
+    top, left = (int(9 * down), int(9 * along)) if "crop" in names else (4, 4)
+    out = np.zeros_like(image)
+    for row in range(height):
+        for column in range(width):
+            y, x = row + top - 4, column + left - 4  # in the image; beyond it there are zeros
+            if 0 <= y < height and 0 <= x < width:
+                out[row, column] = image[y, width - 1 - x if "flip" in names and turn < 0.5 else x]
+    return out
+
+
+@pytest.mark.parametrize("names", [(), ("flip",), ("crop",), ("flip", "crop"), ("crop", "flip")])
+@pytest.mark.parametrize("epoch", [0, 5])
+def test_augmentation_is_the_reference_whatever_the_order_and_the_batch_size(
+    names: tuple[str, ...], epoch: int
+) -> None:
+    images, labels = data.sample().train_images[:40], np.arange(40)
+    turns = np.random.default_rng([7, epoch, 1]).random(1000)  # of a larger set: it begins the same
+    corners = np.random.default_rng([7, epoch, 2]).random((1000, 2))
+    expected = np.stack(
+        [
+            reference_augmentation(image, names, [turn, *corner])
+            for image, turn, corner in zip(images, turns, corners, strict=False)
+        ]
+    )
+    for batch_size, count, shuffle in [(40, 40, False), (7, 40, True), (3, 11, True)]:
+        deal = data.batches(
+            images[:count], labels[:count], batch_size, 7, epoch, shuffle, size=(28, 28), augment=names
+        )
+        for x, y in deal:
+            np.testing.assert_array_equal(np.rint(x[:, 0] * 255), expected[y])
+
+
+def test_augmentation_comes_before_the_resize_and_is_the_same_in_every_channel() -> None:
+    images = data.sample()
+    deal = partial(data.batches, images.train_images[:9], images.train_labels[:9], 9, 0, shuffle=False)
+    original, _ = next(deal(size=(28, 28), augment=["flip", "crop"]))
+    x, _ = next(deal(size=(40, 33), augment=["flip", "crop"], channels=3))
+    for channel in range(3):
+        np.testing.assert_allclose(x[:, channel], data.resize(original[:, 0], (40, 33)), atol=1e-6)
+
+
+def test_flip_and_crop_are_drawn_evenly_and_apart_from_the_order() -> None:
+    # A left half of 200 and a right half of 100, so that what was done can be read off.
+    images = np.full((9000, 8, 8), 100, np.uint8)
+    images[:, :, :4] = 200
+    deal = partial(data.batches, images, np.zeros(9000), 9000, seed=1, size=(8, 8), shuffle=False)
+    ((x, _),) = deal(augment=["flip"])
+    turned = x[:, 0, 0, 0] < 0.5
+    assert 0.48 < turned.mean() < 0.52
+    ((x, _),) = deal(augment=["crop"])
+    tops = (x[:, 0] == 0).all(axis=2)  # the rows that are padding
+    shifts = np.where(tops[:, 0], tops.sum(axis=1), -tops.sum(axis=1))
+    assert set(shifts) == set(range(-4, 5))
+    assert all(800 < count < 1200 for count in np.unique(shifts, return_counts=True)[1])
+    ordered = np.random.default_rng([1, 0]).random(9000)
+    assert abs(np.corrcoef(turned, ordered)[0, 1]) < 0.05
+
+
+def test_augmentation_changes_with_epoch_and_seed_and_leaves_the_images_alone() -> None:
+    images = data.sample().train_images[:50].copy()
+    kept = images.copy()
+
+    def augmented(seed: int, epoch: int) -> bytes:
+        deal = data.batches(
+            images, np.zeros(50), 50, seed, epoch, False, size=(28, 28), augment=["flip", "crop"]
+        )
+        return next(deal)[0].tobytes()
+
+    assert len({augmented(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
+    assert augmented(1, 1) == augmented(1, 1)
+    np.testing.assert_array_equal(images, kept)
+
+
+# The data module
+
+
+def test_the_data_module_has_the_chapters_defaults() -> None:
+    module = data.FashionMNIST()
+    assert (module.batch_size, module.resize, module.augment, module.seed) == (64, (28, 28), (), 0)
+    assert (module.num_train, module.num_val) == (1000, 500)
+    assert (module.num_train_batches, module.num_val_batches) == (16, 8)
+    train, val = list(module.train_dataloader()), list(module.val_dataloader())
+    assert [len(y) for _, y in train] == [64] * 15 + [40]
+    assert [len(y) for _, y in val] == [64] * 7 + [52]
+    for x, y in train + val:
+        assert x.shape == (len(y), 1, 28, 28) and x.dtype == np.float32 and y.dtype == np.int32
+        assert x.min() == 0 and 0.9 < x.max() <= 1
+
+
+def test_the_data_module_deals_out_the_same_batches_as_everyone() -> None:
+    images = data.sample()
+    module = data.FashionMNIST(50, [20, 24], augment=["crop"], limit_train=120, limit_val=70, seed=5)  # type: ignore[arg-type]
+    assert (module.num_train, module.num_val) == (120, 70)
+    assert (module.num_train_batches, module.num_val_batches) == (3, 2)
+    train = data.batches(
+        images.train_images[:120],
+        images.train_labels[:120],
+        50,
+        seed=5,
+        epoch=3,
+        size=(20, 24),
+        channels=3,
+        dtype="float64",
+        augment=["crop"],
+        start=1,
+    )
+    same(module.train_dataloader(epoch=3, start=1, dtype="float64", channels=3), train)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_validation_is_in_the_order_of_the_file_and_never_augmented(dtype: str) -> None:
+    images = data.sample()
+    module = data.FashionMNIST(48, (30, 30), augment=("flip", "crop"), limit_val=100, seed=9)
+    for _ in range(2):
+        xs, ys = zip(*module.val_dataloader(dtype, channels=2), strict=True)
+        x, y = np.concatenate(xs), np.concatenate(ys)
+        assert x.shape == (100, 2, 30, 30) and x.dtype == dtype
+        np.testing.assert_array_equal(y, images.test_labels[:100])
+        for channel in range(2):
+            expected = data.resize(images.test_images[:100], (30, 30), dtype)
+            np.testing.assert_allclose(x[:, channel], expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("start", [1, 9, 16])
+def test_an_epoch_goes_on_in_the_middle(start: int) -> None:
+    module = data.FashionMNIST(augment=("flip", "crop"), seed=2)
+    whole = list(module.train_dataloader(epoch=4))
+    same(data.FashionMNIST(augment=("flip", "crop"), seed=2).train_dataloader(4, start), iter(whole[start:]))
+
+
+def test_the_batches_passed_over_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = data.FashionMNIST(10, augment=("flip", "crop"))
+    done: list[int] = []
+
+    def resize(images: np.ndarray, *rest: object) -> np.ndarray:
+        done.append(len(images))
+        return np.zeros((len(images), 1, 1), np.float32)
+
+    monkeypatch.setattr(data, "resize", resize)
+    list(module.train_dataloader(start=97))
+    assert done == [0, 10, 10, 10]  # the first is the check of the arguments
+
+
+def test_the_epoch_is_resized_a_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = data.FashionMNIST(10, (96, 96))
+    resize, done = data.resize, []
+
+    def counted(images: np.ndarray, *rest: tuple[int, int]) -> np.ndarray:
+        done.append(len(images))
+        return resize(images, *rest)
+
+    monkeypatch.setattr(data, "resize", counted)
+    with closing(module.train_dataloader()) as loader:  # type: ignore[type-var]
+        for _ in range(5):
+            next(loader)
+    assert max(done) == 10 and len(done) <= 1 + 5 + 2 + 1
+
+
+def test_limits_beyond_what_there_is_mean_all() -> None:
+    module = data.FashionMNIST(limit_train=10**6, limit_val=501)
+    assert (module.num_train, module.num_val) == (1000, 500)
+    module = data.FashionMNIST(1, limit_train=1, limit_val=1)
+    assert (module.num_train_batches, module.num_val_batches) == (1, 1)
+    assert len(list(module.train_dataloader())) == len(list(module.val_dataloader())) == 1
+
+
+def test_without_the_full_set_the_module_takes_the_sample_and_says_so() -> None:
+    module = data.FashionMNIST()
+    assert module.source == (
+        "the shipped sample (1,000 + 500 images): "
+        "the full set is not on this machine, `resnet-tabs download` fetches it"
+    )
+
+
+@pytest.mark.parametrize("how", ["argument", "variable", "cache", "debian"])
+def test_the_module_takes_the_full_set_where_it_is(
+    sample_is_full: None, nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    folder = put_sample({"cache": nowhere, "debian": data.DEBIAN}.get(how, tmp_path / "named"))
+    if how == "variable":
+        monkeypatch.setenv("RESNET_TABS_DATA", str(folder))
+    module = data.FashionMNIST(directory=folder if how == "argument" else None)
+    assert module.source == f"the full set in {folder} (1,000 + 500 images)"
+
+
+@pytest.mark.parametrize("how", ["argument", "variable"])
+def test_the_module_does_not_fall_back_from_a_named_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how == "variable":
+        monkeypatch.setenv("RESNET_TABS_DATA", str(tmp_path))
+    with pytest.raises(MissingFile) as error:
+        data.FashionMNIST(directory=tmp_path if how == "argument" else None)
+    one_line(error, str(tmp_path), TRAIN_IMAGES, "resnet-tabs download")
+
+
+def test_the_module_does_not_fall_back_from_a_damaged_file(sample_is_full: None, nowhere: Path) -> None:
+    (put_sample(nowhere) / TRAIN_IMAGES).write_bytes(b"not gzip")
+    with pytest.raises(BadInput) as error:
+        data.FashionMNIST()
+    one_line(error, str(nowhere / TRAIN_IMAGES), "replace it")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 0}, "batch_size must be 1 or more, not 0"),
+        ({"batch_size": 6.4}, "batch_size must be a whole number, not 6.4"),
+        ({"batch_size": 1001}, "batch_size 1001 is larger than the 1000 training images; give 1000 or less"),
+        ({"limit_train": 10}, "batch_size 64 is larger than the 10 training images; give 10 or less"),
+        ({"limit_train": 0}, "limit_train must be 1 or more, not 0"),
+        ({"limit_val": -3}, "limit_val must be 1 or more, not -3"),
+        ({"limit_val": 0.5}, "limit_val must be a whole number, not 0.5"),
+        ({"seed": -1}, "seed must be 0 or more, not -1"),
+        ({"resize": 28}, "resize must be a height and a width of 1 or more, not 28"),
+        ({"resize": (28,)}, "not (28,)"),
+        ({"resize": (28, 28, 1)}, "not (28, 28, 1)"),
+        ({"resize": [28, 0]}, "not [28, 0]"),
+        ({"resize": (28.0, 28)}, "not (28.0, 28)"),
+        ({"resize": "96"}, "not '96'"),
+        (
+            {"augment": ["flip", "crops"]},
+            "unknown augmentation 'crops'; did you mean crop? Known: flip, crop",
+        ),
+        ({"augment": "flip"}, "augment must be a list of names, not 'flip'; give ['flip']"),
+    ],
+)
+def test_the_module_refuses_at_once(options: dict, words: str) -> None:
+    with pytest.raises(BadInput) as error:
+        data.FashionMNIST(**options)
+    one_line(error, words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epoch": -1}, "epoch must be 0 or more, not -1"),
+        ({"start": -1}, "start must be 0 or more, not -1"),
+        ({"start": 17}, "start 17 is beyond the epoch's 16 batches; give 16 or less"),
+        ({"dtype": "float16"}, "unknown dtype 'float16'; give float32 or float64"),
+        ({"channels": 0}, "channels must be 1 or more, not 0"),
+    ],
+)
+def test_the_dataloaders_refuse_at_the_call(options: dict, words: str) -> None:
+    module = data.FashionMNIST()
+    with pytest.raises(BadInput) as error:
+        module.train_dataloader(**options)
+    one_line(error, words)
+    if options.keys() <= {"dtype", "channels"}:
+        with pytest.raises(BadInput) as error:
+            module.val_dataloader(**options)
+        one_line(error, words)
+
+
+# Getting ready ahead
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def soon(true: Callable[[], bool]) -> bool:
+    """Whether it comes true within five seconds."""
+    end = time.monotonic() + 5
+    while not true() and time.monotonic() < end:
+        time.sleep(0.001)
+    return true()
+
+
+@pytest.fixture
+def no_threads_left() -> Iterator[None]:
+    assert soon(lambda: not threads())
+    yield
+    assert soon(lambda: not threads())
+
+
+class Counted:
+    """0, 1, 2, …; counts what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        self.asked += 1
+        return self.asked - 1
+
+
+@given(count=st.integers(0, 20), depth=st.integers(1, 25))
+def test_prefetch_keeps_items_and_order(count: int, depth: int) -> None:
+    assert list(data.prefetch(iter(range(count)), depth)) == list(range(count))
+
+
+def test_prefetch_passes_arrays_and_none_through(no_threads_left: None) -> None:
+    items = [np.zeros(3), None, (np.ones(2), np.ones(2))]
+    for found, item in zip(data.prefetch(iter(items)), items, strict=True):
+        assert found is item
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_prefetch_works_ahead_but_not_without_bound(no_threads_left: None, depth: int) -> None:
+    source = Counted()
+    ahead = data.prefetch(source, depth)
+    assert source.asked == 0 and not threads()
+    for number in range(4):
+        assert next(ahead) == number
+        assert soon(lambda taken=number + 1: source.asked == taken + depth)
+    time.sleep(0.02)
+    assert source.asked == 4 + depth
+    ahead.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_prefetch_raises_an_error_in_its_turn(no_threads_left: None, error: type[BaseException]) -> None:
+    def broken() -> Iterator[int]:
+        yield 0
+        yield 1
+        raise error("broken")
+
+    ahead = data.prefetch(broken(), depth=9)
+    assert [next(ahead), next(ahead)] == [0, 1]
+    with pytest.raises(error, match="broken"):
+        next(ahead)
+    assert next(ahead, None) is None
+
+
+@pytest.mark.parametrize("how", ["close", "forget", "cycle", "interrupt", "before the start"])
+def test_prefetch_ends_its_thread_with_the_consumer(no_threads_left: None, how: str) -> None:
+    source = Counted()
+    ahead = data.prefetch(source)
+    if how != "before the start":
+        next(ahead)
+        assert [thread.daemon for thread in threads()] == [True]
+    if how == "close":
+        ahead.close()  # type: ignore[attr-defined]
+    elif how == "cycle":
+        cycle: list[object] = [ahead]
+        cycle.append(cycle)
+        del ahead, cycle
+        gc.collect()
+    elif how == "interrupt":
+        with pytest.raises(KeyboardInterrupt):
+            for number in ahead:
+                if number == 3:
+                    raise KeyboardInterrupt
+        del ahead
+    else:
+        del ahead
+    assert soon(lambda: not threads())
+    asked = source.asked
+    assert asked <= 6
+    time.sleep(0.01)
+    assert source.asked == asked
+
+
+def test_prefetch_closes_while_an_item_is_being_made(no_threads_left: None) -> None:
+    go_on = threading.Event()
+
+    def slow() -> Iterator[int]:
+        yield 0
+        go_on.wait()
+        yield 1
+
+    ahead = data.prefetch(slow())
+    next(ahead)
+    ahead.close()  # type: ignore[attr-defined]  # does not wait for it
+    assert threads()
+    go_on.set()
+
+
+def test_an_open_dataloader_does_not_keep_the_program_from_ending() -> None:
+    program = (
+        "from common.data import FashionMNIST\n"
+        "module = FashionMNIST(limit_train=640)\n"
+        "loader = module.train_dataloader()\n"
+        "print(len(next(loader)[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "64\n", "")
+
+
+def test_many_abandoned_dataloaders_leave_no_thread(no_threads_left: None) -> None:
+    module = data.FashionMNIST(10, augment=("flip", "crop"))
+    for _ in range(50):
+        next(module.train_dataloader())
+        next(module.val_dataloader())

@@ -1,0 +1,73 @@
+"""A person's own images, as the network wants them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.architecture import Architecture
+from common.data import resize
+from common.errors import BadInput, MissingFile
+
+DATASET_SIZE = (28, 28)  # of the images the network was trained on, before they were resized
+
+
+def read_images(paths: list[Path], arch: Architecture, size: tuple[int, int]) -> tuple[list[str], NDArray]:
+    """Names, and images float32 (N, C, H, W) in [0, 1], from image files or from one .npy file.
+
+    An image file is brought to 28×28 first and then to `size`, as the training images were. An array is
+    (N, C, H, W), uint8 or floating point in [0, 1], and is taken as it is.
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+        ValueError: if one is no image, or not one for this network.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise MissingFile(f"{path} not found; give image files, or one .npy file")
+    if len(paths) == 1 and paths[0].suffix == ".npy":
+        x = _array(paths[0], arch)
+        return [f"{paths[0].name}[{i}]" for i in range(len(x))], x
+    images = [_image(path, arch.in_channels) for path in paths]  # (H, W, C) each
+    x = np.stack([resize(image.transpose(2, 0, 1), size) for image in images])
+    arch.check_input(x.shape)
+    return [path.name for path in paths], x
+
+
+def _array(path: Path, arch: Architecture) -> NDArray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise BadInput(f"{path} is not an array that numpy.save wrote; give (N, C, H, W) numbers") from None
+    if not isinstance(array, np.ndarray) or (array.dtype != np.uint8 and array.dtype.kind != "f"):
+        raise BadInput(f"{path} must hold uint8 or floating point numbers")
+    try:
+        arch.check_input(array.shape)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+    if not np.isfinite(array).all():
+        raise BadInput(f"{path} has values that are NaN or infinite")
+    return array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
+
+
+def _image(path: Path, channels: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadInput(f"{path} is not an image that can be read ({error}); give PNG or JPEG files") from None
+    wanted = {1: "L", 3: "RGB"}.get(channels)
+    bands = len(image.getbands())
+    if bands != channels or image.mode not in ("1", "L", "RGB"):
+        raise BadInput(
+            f"{path} has {bands} channels ({image.mode}) but the network takes {channels}; "
+            f"convert it to {'greyscale' if channels == 1 else wanted or 'an array, X.npy'}"
+        )
+    image = image.convert(wanted)
+    if image.size != DATASET_SIZE:
+        image = image.resize(DATASET_SIZE, Image.Resampling.BILINEAR)  # which averages when it shrinks
+    return np.asarray(image).reshape(*DATASET_SIZE, channels)
