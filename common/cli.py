@@ -178,15 +178,16 @@ app.add_typer(cli_training.app)
 def main() -> None:
     """The console script: what goes wrong is one line on standard error; bad input exits with 2."""
     try:
-        sys.exit(app(standalone_mode=False))
+        exit_code = app(standalone_mode=False)
     except BadInput as error:
         _end(str(error), 2)
     except typer.TyperException as error:  # of the option parser
         _end(error.format_message(), 2)
     except Stopped as error:
         _end(str(error), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+    if exit_code == 130:  # what typer makes of KeyboardInterrupt
         _end("stopped at once", 130)
+    sys.exit(exit_code)
 
 
 def _end(line: str, exit_code: int) -> NoReturn:
