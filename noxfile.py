@@ -15,7 +15,8 @@ PYTHON = "3.11"
 FRAMEWORKS = ("torch", "tf", "jax", "mxnet")
 # What a framework has a part in; the rest of the suite is the same whatever is installed.
 FRAMEWORK_TESTS = [
-    f"tests/test_{part}.py" for part in ("backends", "checkpoints", "packages", "cli", "readme")
+    f"tests/test_{part}.py"
+    for part in ("backends", "checkpoints", "packages", "cli", "readme", "training", "cli_training")
 ]
 CONSTRAINTS = ("--constraint", "constraints.txt")
 
@@ -102,6 +103,13 @@ def tests_d2l(session: nox.Session) -> None:
     session.install("ipython", "matplotlib-inline", "pandas", *CONSTRAINTS)
     session.install("--no-deps", "d2l", *CONSTRAINTS)  # its metadata pins packages of 2022
     session.run("pytest", "tests/d2l", *session.posargs, env=JAX_CACHE)
+
+
+@nox.session(python=PYTHON)
+def benchmark(session: nox.Session) -> None:
+    """What training costs: `nox -s benchmark -- overhead`, `pipeline`, `precision` or `accuracy`."""
+    install(session, *FRAMEWORKS)
+    session.run("python", "-m", "benchmarks.training", *session.posargs, env=JAX_CACHE)
 
 
 @nox.session(python=PYTHON)

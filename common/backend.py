@@ -137,13 +137,19 @@ class Model(ABC):
         """Go on from what `optimizer_state` gave under this momentum and weight decay.
 
         Raises:
-            ValueError: if the state is not of this network and these settings.
+            ValueError: if a name or a shape is not this network's.
         """
+        shapes = self.arch.parameter_shapes()
+        for name, array in state.items():
+            if name in shapes and array.shape != shapes[name]:
+                raise BadInput(
+                    f"the optimizer's state does not fit: {name} is {array.shape}, not {shapes[name]}"
+                )
         self._new_optimizer(momentum, weight_decay)
         try:
             self._load_optimizer_state(state)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise BadInput(f"the optimizer's state does not fit this network: {error}") from None
+        except KeyError as error:
+            raise BadInput(f"the optimizer's state does not fit: {error} is missing or not known") from None
         self._optimizer_settings = (momentum, weight_decay)
 
     def _images(self, x: ArrayLike) -> NDArray:

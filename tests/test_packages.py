@@ -48,6 +48,10 @@ SIGNATURES = {
     "ResNet": "(arch, lr=0.1, num_classes=10)",
     "ResNet18": "(lr=0.1, num_classes=10)",
 }
+CHAPTER_CALLS = {
+    "FashionMNIST": {"batch_size": 64, "resize": (28, 28)},
+    "Trainer": {"max_epochs": inspect.Parameter.empty, "num_gpus": 0},
+}
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -63,11 +67,19 @@ def test_the_signatures_are_those_of_the_chapter(backend: str, name: str) -> Non
     assert str(found) == SIGNATURES[name]
 
 
+@pytest.mark.parametrize("name", CHAPTER_CALLS)
+def test_data_and_trainer_are_called_as_in_the_chapter(backend: str, name: str) -> None:
+    parameters = inspect.signature(getattr(package(backend), name)).parameters.values()
+    chapter = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+    assert list(chapter.items()) == list(CHAPTER_CALLS[name].items())
+
+
 def test_the_packages_export_the_same_names(backend: str) -> None:
     found = package(backend)
-    assert set(found.__all__) == {*CLASSES, "Classifier"}
+    assert set(found.__all__) == {*CLASSES, "Classifier", "FashionMNIST", "Trainer"}
     for name in found.__all__:
-        assert getattr(found, name).__module__.startswith(PACKAGES[backend])
+        home = "common.data" if name == "FashionMNIST" else PACKAGES[backend]  # the same data for all four
+        assert getattr(found, name).__module__.startswith(home)
 
 
 @pytest.mark.parametrize("name", PACKAGES.values())
