@@ -215,7 +215,7 @@ class Run:
             "weights_sha256": _digest(weights),
             "state_sha256": _digest(state),
         }
-        tensors = {name: np.ascontiguousarray(array) for name, array in state.items()}
+        tensors = {name: np.asarray(array, order="C") for name, array in state.items()}
         write_atomically(self.folder / "last.optimizer.safetensors", save(tensors, metadata))
 
     def save_best(self, weights: Weights, position: Position) -> None:

@@ -87,13 +87,13 @@ class Model(contract.Model):
 
     def _optimizer_state(self) -> Weights:
         # Keras' velocities hold its learning rate: one is of no use without the other.
-        return {name: v.numpy() for name, v in self._velocities().items()} | {
+        return {name: from_channels_last(v.numpy()) for name, v in self._velocities().items()} | {
             "learning_rate": self._optimizer.learning_rate.numpy()
         }
 
     def _load_optimizer_state(self, state: Mapping[str, NDArray]) -> None:
         for name, variable in self._velocities().items():
-            variable.assign(state[name])
+            variable.assign(to_channels_last(state[name]))
         self._optimizer.learning_rate.assign(state["learning_rate"])
 
     def _velocities(self) -> dict[str, keras.Variable]:
