@@ -61,11 +61,15 @@ class SGD(keras.optimizers.SGD):
 
     def change_learning_rate(self, lr: float) -> None:
         """Trap: Keras keeps −lr · velocity, so that a new rate would act on old gradients too late."""
-        ratio = lr / float(self.learning_rate)
-        if ratio != 1:
-            for velocity in self.momentums:
-                velocity.assign(velocity * ratio)
-            self.learning_rate.assign(lr)
+        rate = np.asarray(lr, self.learning_rate.dtype)
+        if rate != self.learning_rate.numpy():
+            self._rescale(rate / self.learning_rate.numpy())
+            self.learning_rate.assign(rate)
+
+    @tf.function
+    def _rescale(self, ratio: Tensor) -> None:
+        for velocity in self.momentums:
+            velocity.assign(velocity * ratio)
 
 
 @contextmanager
