@@ -9,7 +9,7 @@ import dataclasses
 import io
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -86,7 +86,7 @@ def train(
     from common.weights import initial_weights
 
     network = architecture(arch)
-    options = {
+    options: dict[str, Any] = {
         "backend": backend,
         "architecture": network.to_json(),
         "epochs": epochs,

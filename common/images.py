@@ -56,8 +56,8 @@ def _image(path: Path, channels: int) -> NDArray[np.uint8]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            image.load()
+        with Image.open(path) as opened:
+            image = opened.copy()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadInput(f"{path} is not an image that can be read ({error}); give PNG or JPEG files") from None
     wanted = {1: "L", 3: "RGB"}.get(channels)

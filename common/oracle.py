@@ -296,7 +296,7 @@ class Model(contract.Model):
     def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
         self._momentum, self._weight_decay = momentum, weight_decay
         trained = [name for name in self._state if not is_statistic(name)]
-        self._velocity = {name: np.zeros(self._state[name].shape) for name in trained}
+        self._velocity: Weights = {name: np.zeros(self._state[name].shape) for name in trained}
 
     def _train_step(self, x: Array, y: NDArray, lr: float) -> tuple[float, Array]:
         result = self._loss_and_gradients(x, y)

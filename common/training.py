@@ -385,7 +385,7 @@ def _signals(stopped: list[int]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only that one may hear signals
         yield
         return
-    at_once = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    at_once: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
     def note(number: int, frame: FrameType | None) -> None:
         stopped.append(number)

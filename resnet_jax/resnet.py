@@ -1,6 +1,5 @@
 """ResNet: a stem, stages of blocks, and a classifier (He et al. 2015, table 1)."""
 
-from collections.abc import Sequence
 from dataclasses import field
 
 from flax import linen as nn
@@ -22,7 +21,7 @@ class ResNet(Classifier):
         training: normalise with batch statistics and update the running ones.
     """
 
-    arch: Sequence[tuple[int, int]] | Architecture
+    arch: Architecture  # a tuple given in its place becomes one
     lr: float = 0.1
     num_classes: int = 10
     training: bool = True

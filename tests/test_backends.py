@@ -105,6 +105,7 @@ AWKWARD: dict[str, tuple[Architecture, tuple[int, int, int]]] = {
         Architecture(((1, 4), (2, 8)), block="resnext", groups=2, bot_mul=0.5, stem_channels=3),
         (3, 50, 35),
     ),
+    "the smallest images": (Architecture(FOUR_STAGES, stem_channels=3), (2, 17, 18)),
     "five channels": (Architecture(((1, 2), (1, 3)), in_channels=5, stem_channels=2), (2, 38, 34)),
 }
 
@@ -404,7 +405,7 @@ def test_hyperparameters_out_of_range_are_refused(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dtype": "float16"}, "unknown dtype 'float16'; give float32 or float64"),
+        ({"dtype": "float16"}, "unknown dtype 'float16'; give float32, float64 or bfloat16"),
         ({"device": "tpu"}, "unknown device 'tpu'; give cpu or gpu"),
     ],
 )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from common.backend import BACKENDS
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -30,8 +32,22 @@ def test_the_contract_by_example_runs_in_every_backend(backend: str, tmp_path: P
 def test_the_chapters_lines_run(backends: list[str], tmp_path: Path) -> None:
     if "torch" not in backends:
         pytest.skip("the example is written for PyTorch, which is not under test")
-    (code,) = blocks("python", "resnet_torch")
+    (code,) = blocks("python", "import Residual")
     assert "torch.Size([4, 6, 3, 3])" in run(code, tmp_path)
+
+
+def test_its_last_lines_train(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (code,) = blocks("python", "trainer.fit")
+    for long, short in (
+        ("resnet_torch", BACKENDS[backend].module.split(".")[0]),
+        ("batch_size=128, resize=(96, 96)", "batch_size=16, resize=(28, 28), limit_train=32, limit_val=16"),
+        ("max_epochs=10", "max_epochs=1"),
+    ):
+        assert long in code
+        code = code.replace(long, short)
+    assert "epoch 1/1" in run(code, tmp_path)
+    assert (tmp_path / "runs" / f"resnet18-{backend}-1" / "best.safetensors").is_file()
 
 
 def test_the_architecture_by_hand_is_one(tmp_path: Path) -> None:
