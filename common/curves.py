@@ -32,6 +32,8 @@ def draw(folder: Path, histories: Mapping[str, Sequence[Record]]) -> None:
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for i, (name, history) in enumerate(histories.items()):
             _lines(axes, quantity, name, history, f"C{i}", WIDTHS[i] if len(histories) > 1 else 1.5)
+        if quantity == "loss":
+            axes.set_yscale("log")
         axes.set_xlabel("epoch")
         axes.set_ylabel(quantity)
         axes.grid(alpha=0.3)

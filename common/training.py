@@ -197,10 +197,14 @@ class _Training:
 
     def go(self) -> None:
         """Train from the position to the end."""
-        with _signals(self.stopped), self.show:
-            while self.position.epoch < self.settings.epochs:
-                self.train_epoch()
-                self.validate()
+        try:
+            with _signals(self.stopped), self.show:
+                while self.position.epoch < self.settings.epochs:
+                    self.train_epoch()
+                    self.validate()
+        finally:
+            if self.writer:
+                self.writer.close()
 
     def train_epoch(self) -> None:
         """The rest of the epoch's training batches."""
@@ -361,7 +365,8 @@ class Trainer:
             try:
                 return backend.wrap(model, "gpu")
             except BadInput as error:
-                Console().print(f"{error}: training on the CPU", highlight=False, soft_wrap=True)
+                reason = str(error).split(";")[0]
+                Console().print(f"{reason}: training on the CPU", highlight=False, soft_wrap=True)
         return backend.wrap(model, "cpu")
 
 
