@@ -155,7 +155,7 @@ def train_all(
         else:
             _, run = train(build, data, own, folder / name, going_on, resume_with, tensorboard)
             histories[name] = run.history
-    if len(finished) == len(names):
+    if len(finished) == len(names) and (folder / "curves.svg").exists():
         raise BadInput(f"{folder} is finished, all of it; choose another folder")
     curves.draw(folder, histories)
     show_runs(histories)
@@ -202,6 +202,10 @@ class _Training:
                 while self.position.epoch < self.settings.epochs:
                     self.train_epoch()
                     self.validate()
+            self.show.say(
+                f"best val accuracy {self.position.best_accuracy:.4f}; "
+                f"{self.run.folder} has the weights (best.safetensors) and curves.png"
+            )
         finally:
             if self.writer:
                 self.writer.close()

@@ -558,7 +558,8 @@ def test_a_run_leaves_history_checkpoints_and_curves(
 
     lines = capsys.readouterr().out.splitlines()
     assert "36 training and 20 validation images at 28×28" in lines[0]
-    assert [line.split("  ")[0] for line in lines[1:]] == ["epoch 1/2", "epoch 2/2"]
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["epoch 1/2", "epoch 2/2"]
+    assert f"best val accuracy {best['val_accuracy']:.4f}" in lines[3]
     assert "val accuracy" in lines[1] and "images/s" in lines[1]
 
 
