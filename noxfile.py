@@ -14,10 +14,8 @@ nox.options.sessions = ["tests"]
 PYTHON = "3.11"
 FRAMEWORKS = ("torch", "tf", "jax", "mxnet")
 # What a framework has a part in; the rest of the suite is the same whatever is installed.
-FRAMEWORK_TESTS = [
-    f"tests/test_{part}.py"
-    for part in ("backends", "checkpoints", "packages", "cli", "readme", "training", "cli_training")
-]
+IN_PROCESS = [f"tests/test_{part}.py" for part in ("backends", "checkpoints", "packages", "training")]
+FRAMEWORK_TESTS = [*IN_PROCESS, *(f"tests/test_{part}.py" for part in ("cli", "cli_training", "readme"))]
 CONSTRAINTS = ("--constraint", "constraints.txt")
 
 # XLA compiles each network for seconds, and the tests of every Python compile the same ones.
@@ -69,7 +67,8 @@ def tests(session: nox.Session) -> None:
 def one_framework(session: nox.Session, framework: str) -> None:
     """The suite with only one framework installed: a package needs no other than its own."""
     install(session, framework, extras="test")
-    session.run("pytest", f"--backends={framework}", *(session.posargs or FRAMEWORK_TESTS), env=JAX_CACHE)
+    files = FRAMEWORK_TESTS if session.python == PYTHON else IN_PROCESS  # the command is the same on all
+    session.run("pytest", f"--backends={framework}", *(session.posargs or files), env=JAX_CACHE)
 
 
 @nox.session(python=PYTHON)

@@ -139,8 +139,9 @@ def precision() -> None:
 
 def accuracy() -> None:
     """The run of the README, in every backend."""
-    options = "--backend all --epochs 2 --resize 28 --lr 0.05 --momentum 0.9 --warmup-epochs 1 --schedule cosine"
-    sys.argv = ["resnet-tabs", "train", "resnet18", *options.split()]
+    schedule = ["--epochs", "2", "--warmup-epochs", "1", "--schedule", "cosine"]
+    options = ["--backend", "all", "--resize", "28", "--lr", "0.05", "--momentum", "0.9", *schedule]
+    sys.argv = ["resnet-tabs", "train", "resnet18", *options]
     cli.main()
 
 

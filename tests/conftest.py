@@ -1,5 +1,7 @@
 """Options and fixtures of the shared suite: which backends it runs over, and on which device."""
 
+from pathlib import Path
+
 import pytest
 
 from common.backend import BACKENDS
@@ -32,3 +34,18 @@ def backends(pytestconfig: pytest.Config) -> list[str]:
 def device(pytestconfig: pytest.Config) -> str:
     """The device the backends compute on."""
     return pytestconfig.getoption("--device")
+
+
+@pytest.fixture
+def sample_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The shipped sample is the data, whatever else is on the machine."""
+    monkeypatch.delenv("RESNET_TABS_DATA", raising=False)
+    monkeypatch.setattr("common.data.DEBIAN", tmp_path / "none")
+    monkeypatch.setattr("common.data._cache", lambda: tmp_path / "none")
+
+
+@pytest.fixture
+def no_full_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Commands run from here find no full set in the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("RESNET_TABS_DATA", raising=False)
