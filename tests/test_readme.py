@@ -56,7 +56,8 @@ def test_the_architecture_by_hand_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [line for code in blocks("sh", "resnet-tabs ") for line in code.splitlines()]
+    "line",
+    [line for code in blocks("sh", "resnet-tabs ") for line in code.replace("\\\n", " ").splitlines()],
 )
 def test_commands_and_their_options_exist(line: str) -> None:
     _, command, *arguments = line.split()
