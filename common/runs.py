@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,8 @@ class Run:
         Raises:
             ValueError: if the folder holds a run already, or cannot be written.
         """
-        refuse_run(folder)
+        if is_run(folder):
+            raise BadInput(f"{folder} already holds a run; go on with it (--resume) or choose another folder")
         run = cls(output_folder(folder), settings, resume_with)
         write_atomically(run.folder / "history.jsonl", "")
         write_atomically(run.folder / "run.json", json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
@@ -180,6 +182,13 @@ class Run:
         lines = "".join(json.dumps(record) + "\n" for record in run.history)
         write_atomically(run.folder / "history.jsonl", lines)
         return run, checkpoint
+
+    def discard(self) -> None:
+        """Undo `start`, if the folder holds nothing else."""
+        for name in ("run.json", "history.jsonl"):
+            (self.folder / name).unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
 
     @staticmethod
     def check_settings(folder: str | os.PathLike[str], settings: Settings) -> None:
@@ -293,12 +302,6 @@ def is_finished(folder: str | os.PathLike[str]) -> bool:
     settings = read_settings(folder)
     checkpoint = Run(folder, settings, "")._restore()
     return checkpoint is not None and checkpoint.position.epoch >= settings.epochs
-
-
-def refuse_run(folder: str | os.PathLike[str]) -> None:
-    """Raise `ValueError` if the folder holds a run: none is ever overwritten."""
-    if is_run(folder):
-        raise BadInput(f"{folder} already holds a run; go on with it (--resume) or choose another folder")
 
 
 def new_folder(name: str) -> Path:

@@ -36,7 +36,6 @@ from common.runs import (
     is_run,
     new_folder,
     read_history,
-    refuse_run,
 )
 
 SAVE_SECONDS = 60.0  # between checkpoints within an epoch
@@ -109,14 +108,17 @@ def train(
     if tensorboard:
         _summary_writer()  # speaks up if it is missing
     check_fits(Architecture.from_json(settings.architecture), data)
+    checkpoint = None
     if resume:
         run, checkpoint = Run.resume(folder, settings, resume_with)
     else:
-        refuse_run(folder)
-        checkpoint = None
-    model = build(settings.backend)
-    if not resume:
         run = Run.start(folder, settings, resume_with)
+    try:
+        model = build(settings.backend)
+    except BadInput:
+        if not resume:
+            run.discard()
+        raise
     training = _Training(model, data, run, checkpoint, tensorboard)
     try:
         training.go()
@@ -143,7 +145,7 @@ def train_all(
     if resume:
         Run.check_settings(folder, settings)
     else:
-        Run.start(folder, settings, resume_with)
+        whole = Run.start(folder, settings, resume_with)
     histories: dict[str, list[Record]] = {}
     finished = []
     for name in names:
@@ -153,7 +155,12 @@ def train_all(
             finished.append(name)
             histories[name] = read_history(folder / name)
         else:
-            _, run = train(build, data, own, folder / name, going_on, resume_with, tensorboard)
+            try:
+                _, run = train(build, data, own, folder / name, going_on, resume_with, tensorboard)
+            except BadInput:
+                if not resume and not histories:
+                    whole.discard()
+                raise
             histories[name] = run.history
     if len(finished) == len(names) and (folder / "curves.svg").exists():
         raise BadInput(f"{folder} is finished, all of it; choose another folder")
