@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import BadInput
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes | str | Callable[[Path], None]) -> None:
     """Write to a temporary name beside `path`, then rename: no reader ever sees half a file.
+
+    Args:
+        path: the file.
+        content: what is to be in it, or a function that writes it to the path it is given.
 
     Raises:
         ValueError: if the folder is missing or cannot be written, or the disk is full.
     """
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
-            file.write(data)
-            file.flush()
+            if callable(content):
+                content(temporary)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
