@@ -221,8 +221,7 @@ class Architecture:
 
     def is_like(self, other: Architecture) -> bool:
         """Whether both are the same network, image channels and classes aside."""
-        ends = {"in_channels": self.in_channels, "num_classes": self.num_classes}
-        other = dataclasses.replace(other, **ends)
+        other = dataclasses.replace(other, in_channels=self.in_channels, num_classes=self.num_classes)
         return self.parameter_shapes() == other.parameter_shapes()
 
     @property

@@ -1,4 +1,4 @@
-"""The command `resnet-tabs`: `compare`, `summary` and `download`; the others are in cli_training.py."""
+"""The command `resnet-tabs`: `compare`, `summary` and `download`; the others are in cli_*.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from common import cli_training
+from common import cli_convert, cli_training
 from common.architecture import architecture
 from common.backend import BACKENDS, Backend, find_backend, load_backend
 from common.errors import BadInput, Stopped
@@ -180,6 +180,7 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 
 app.add_typer(cli_training.app)
+app.add_typer(cli_convert.app)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -110,22 +111,25 @@ def save_checkpoint(
 def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, NDArray], metadata: Mapping[str, str]
 ) -> None:
-    """Write tensors and metadata, whole or not at all; the tensors are not copied.
+    """Write float tensors and metadata in the safetensors format, whole or not at all.
+
+    The library would hold the file in memory twice over. Format: https://github.com/huggingface/safetensors
 
     Raises:
         ValueError: if the folder cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    def write(temporary: Path) -> None:
-        arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        try:
-            save_file(arrays, temporary, dict(metadata))
-        except SafetensorError as error:  # its word for a full disk
-            raise OSError(str(error)) from None
-
-    write_atomically(path, write)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    arrays, end = [], 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].itemsize):  # keeps all aligned
+        array = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
+        begin, end = end, end + array.nbytes
+        kind = f"F{8 * array.itemsize}"
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (begin, end)}
+        arrays.append(array)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    start = len(text).to_bytes(8, "little") + text
+    write_atomically(path, [memoryview(start), *(array.data.cast("B") for array in arrays)])
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights]:
@@ -152,17 +156,6 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights
         return arch, check_weights(arch, weights)
     except BadInput as error:
         raise BadInput(f"checkpoint {path}: {error}") from None
-
-
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What a safetensors file says of itself; empty if it says nothing.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a complete safetensors file.
-    """
-    with open_safetensors(Path(path)) as file:
-        return file.metadata() or {}
 
 
 @contextmanager
