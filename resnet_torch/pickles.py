@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -19,7 +20,8 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
         ValueError: if the file is damaged, holds more than tensors, or tensors that NumPy cannot hold.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what becomes of the file is said in one line
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         holds = f"it asks to run {asked[1]}" if asked else "it is no pickle of tensors"
@@ -45,7 +47,8 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
         try:
             arrays[name] = tensor.detach().numpy()
         except (TypeError, RuntimeError):  # quantised, of eight bits, sparse
+            kind = f"{tensor.dtype}, {tensor.layout}"
             raise BadInput(
-                f"{path} is not of float16, bfloat16, float32 or float64: {name} ({tensor.dtype})"
+                f"{path} is not of dense float16, bfloat16, float32 or float64: {name} ({kind})"
             ) from None
     return arrays, halves
