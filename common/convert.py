@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from common.architecture import ZOO, Architecture, Shape, architecture, unknown
 from common.backend import load_backend
 from common.errors import BadInput, MissingFile
+from common.oracle import EPSILON  # theirs is the same
 from common.summary import KINDS
 from common.weights import NUMPY_TYPES, Weights, check_tensors, open_safetensors, some
 
-EPSILON = 1e-5  # of every batch norm, theirs and ours
 UNSEEN = (
     "ReLU, batch norm epsilon 1e-5, a 3×3 max-pool after the stem, stride 2 from the second stage on, "
     "a bottleneck's on its 3×3 convolution, no anti-aliasing"

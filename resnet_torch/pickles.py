@@ -28,7 +28,7 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
         raise BadInput(
             f"{path} is refused, and nothing in it was run: {holds}; save model.state_dict() as .safetensors"
         ) from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # in a damaged pickle anything can go wrong
         reason = (str(error).splitlines() or ["it ends too soon"])[0]
         raise BadInput(f"{path} is not a complete PyTorch file: {reason}") from None
 
@@ -39,8 +39,8 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
         raise BadInput(f"{path} holds {type(content).__name__}, not a state dict; save model.state_dict()")
     arrays, halves = {}, []
     for name, tensor in content.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise BadInput(f"{path} holds {name}, which is no tensor; save model.state_dict()")
+        if not (isinstance(name, str) and isinstance(tensor, torch.Tensor)):
+            raise BadInput(f"{path} holds {name}, which is no tensor with a name; save model.state_dict()")
         if tensor.dtype == torch.bfloat16:
             halves.append(name)
             tensor = tensor.float()

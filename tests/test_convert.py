@@ -8,6 +8,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from safetensors.torch import save_file
 
 from common import cli, load_checkpoint, save_checkpoint
 from common.architecture import Architecture, architecture
-from common.convert import TARGETS, from_family, to_family
+from common.convert import TARGETS, from_family, read_tensors, to_family
 from common.errors import BadInput
 from common.weights import Weights, is_statistic
 from tests.families import (
@@ -293,7 +294,9 @@ def networks(draw: st.DrawFn) -> Architecture:
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)
-@given(arch=networks(), family=st.sampled_from(TARGETS), dtype=st.sampled_from(["float32", "float64"]))
+@given(
+    arch=networks(), family=st.sampled_from(TARGETS), dtype=st.sampled_from(["float16", "float32", "float64"])
+)
 def test_any_architecture_that_can_be_written_down_goes_there_and_back(
     arch: Architecture, family: str, dtype: str
 ) -> None:
@@ -570,6 +573,7 @@ BAD_PICKLES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (cut, "not a complete PyTorch file"),
     "a tensor": (lambda path: torch.save(torch.ones(3), path), "holds Tensor, not a state dict"),
     "a number": (lambda path: torch.save({"epoch": 3}, path), "holds epoch, which is no tensor"),
+    "a tensor without a name": (lambda path: torch.save({3: torch.ones(3)}, path), "holds 3, which is no"),
     "a whole model": (lambda path: torch.save(model_of(BASIC), path), "nothing in it was run"),
     "quantised": (quantised, f"{FC} (torch.qint8"),
     "sparse": (
@@ -577,6 +581,22 @@ BAD_PICKLES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "torch.sparse_coo",
     ),
 }
+
+
+@settings(max_examples=50, derandomize=True, deadline=None)
+@given(data=st.data(), zipped=st.booleans())
+def test_a_damaged_pickle_is_one_line_wherever_the_damage_is(data: st.DataObject, zipped: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pth"
+        torch.save({FC: torch.ones(3, 4)}, path, _use_new_zipfile_serialization=zipped)
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(1, 5))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content)
+        try:
+            read_tensors(path)
+        except BadInput as error:
+            assert str(path) in str(error) and "\n" not in str(error)
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")

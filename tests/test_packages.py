@@ -32,7 +32,8 @@ ZOO_CLASSES = {
 }
 CLASSES = ("Residual", "ResNeXtBlock", "ResNet", *ZOO_CLASSES)
 ROOMS = {"__init__.py", "backend.py", "blocks.py", "layers.py", "resnet.py", "training.py"}
-MAY_HAVE = {"compat.py"}  # what must be said before the framework is imported
+# What must be said before the framework is imported; files that only PyTorch can read.
+MAY_HAVE = {"compat.py", "pickles.py"}
 FRAMEWORKS = {"mxnet", "torch", "tensorflow", "keras", "jax", "jaxlib", "flax", "optax"}
 
 PACKAGES = {name: backend.module.split(".")[0] for name, backend in BACKENDS.items()}
