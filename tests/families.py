@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -14,19 +13,21 @@ from torch import nn
 from common.convert import FAMILIES, Converted
 from common.weights import Weights
 
+_declared: list[torch.library.Library] = []  # a declaration lives as long as its library
 
-@cache
+
 def torchvision() -> ModuleType:
-    """The module. Its compiled operators need the CUDA build of PyTorch; its models are plain Python.
+    """The module. Beside a PyTorch without CUDA its compiled operators are missing; its models need none.
 
-    It fails at import where the operators are not even declared, and timm with it.
+    But it fails at import, and timm with it, where two of the operators are not even declared.
     """
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import torchvision
-
-    torchvision.library = library  # the declarations live as long as this does
+    try:
+        import torchvision
+    except RuntimeError:
+        _declared.append(torch.library.Library("torchvision", "DEF"))
+        for name in ("nms", "qnms"):
+            _declared[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
     return torchvision
 
 

@@ -28,7 +28,7 @@ from common import cli, load_checkpoint, save_checkpoint
 from common.architecture import Architecture, architecture
 from common.convert import TARGETS, from_family, read_tensors, to_family
 from common.errors import BadInput
-from common.weights import Weights, is_statistic
+from common.weights import Weights
 from tests.families import (
     logits,
     named_as_theirs,
@@ -154,7 +154,8 @@ def test_the_architecture_is_read_off_the_tensors(source: str) -> None:
     family, _, arch = SOURCES[source]
     found = from_family(state(model_of(source)), family)
     assert found.arch == arch and found.family == family
-    assert {name: array.shape for name, array in found.tensors.items()} == arch.parameter_shapes()
+    shapes = [(name, array.shape) for name, array in found.tensors.items()]
+    assert shapes == list(arch.parameter_shapes().items())
     assert bool(found.inference_only) == (source in FOLDED)
 
 
@@ -740,11 +741,3 @@ def test_no_framework_is_imported_for_a_safetensors_file(tmp_path: Path) -> None
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_statistics_stay_statistics() -> None:
-    for source in SOURCES:
-        found = from_family(state(model_of(source)))
-        assert [n for n in found.tensors if is_statistic(n)] == [
-            n for n in found.arch.parameter_shapes() if is_statistic(n)
-        ]
