@@ -50,6 +50,15 @@ def install(session: nox.Session, *frameworks: str, extras: str = "") -> None:
         session.install("--no-deps", "mxnet", *CONSTRAINTS)
 
 
+def install_families(session: nox.Session) -> None:
+    """Install torchvision, timm and transformers, whose checkpoints the tests convert.
+
+    The first two ask for a PyTorch of their own; what they need besides comes with transformers.
+    """
+    session.install("transformers", *CONSTRAINTS)
+    session.install("--no-deps", "torchvision", "timm", *CONSTRAINTS)
+
+
 @nox.session(python=PYTHON)
 def compare(session: nox.Session) -> None:
     """The main job: the four side by side on real images, proven the same, with a report."""
@@ -61,6 +70,7 @@ def compare(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The whole suite, the four frameworks in one process."""
     install(session, *FRAMEWORKS, extras="test")
+    install_families(session)
     session.run("pytest", *session.posargs, env=JAX_CACHE)
 
 
@@ -102,6 +112,14 @@ def tests_d2l(session: nox.Session) -> None:
     session.install("ipython", "matplotlib-inline", "pandas", *CONSTRAINTS)
     session.install("--no-deps", "d2l", *CONSTRAINTS)  # its metadata pins packages of 2022
     session.run("pytest", "tests/d2l", *session.posargs, env=JAX_CACHE)
+
+
+@nox.session(python=PYTHON)
+def tests_zoo(session: nox.Session) -> None:
+    """The published networks, deep ones too, converted; shows deviations, seconds and memory."""
+    install(session, *FRAMEWORKS, extras="test")
+    install_families(session)
+    session.run("pytest", "tests/zoo", "-rP", *session.posargs, env=JAX_CACHE)
 
 
 @nox.session(python=PYTHON)

@@ -21,8 +21,35 @@ from common.errors import BadInput
 
 Shape = tuple[int, ...]
 
+
+def _basic(*depths: int) -> dict[str, Any]:
+    """Stages of these depths of two 3×3 convolutions each (He et al. 2015, table 1)."""
+    return {"stages": tuple(zip(depths, (64, 128, 256, 512), strict=True))}
+
+
+def _bottleneck(*depths: int, bot_mul: float, width: int) -> dict[str, Any]:
+    """Stages of these depths of bottlenecks; `width` is that of a group in the first stage, then it doubles.
+
+    A ResNet's bottleneck is one group (He et al. 2015, table 1); a ResNeXt named 32×4d has 32 of width 4
+    (Xie et al. 2016, table 1). The stride is on the 3×3 convolution, as in torchvision ("v1.5").
+    """
+    return {
+        "stages": tuple(zip(depths, (256, 512, 1024, 2048), strict=True)),
+        "block": "resnext",
+        "groups": (width, 2 * width, 4 * width, 8 * width),
+        "bot_mul": bot_mul,
+    }
+
+
 ZOO: dict[str, dict[str, Any]] = {
-    "resnet18": {"stages": ((2, 64), (2, 128), (2, 256), (2, 512))},
+    "resnet18": _basic(2, 2, 2, 2),
+    "resnet34": _basic(3, 4, 6, 3),
+    "resnet50": _bottleneck(3, 4, 6, 3, bot_mul=0.25, width=64),
+    "resnet101": _bottleneck(3, 4, 23, 3, bot_mul=0.25, width=64),
+    "resnet152": _bottleneck(3, 8, 36, 3, bot_mul=0.25, width=64),
+    "resnext50_32x4d": _bottleneck(3, 4, 6, 3, bot_mul=0.5, width=4),
+    "resnext101_32x8d": _bottleneck(3, 4, 23, 3, bot_mul=1.0, width=8),
+    "resnext101_64x4d": _bottleneck(3, 4, 23, 3, bot_mul=1.0, width=4),
 }
 
 
@@ -191,6 +218,11 @@ class Architecture:
                 shapes[f"{name}.running_mean"] = shape
                 shapes[f"{name}.running_var"] = shape
         return shapes
+
+    def is_like(self, other: Architecture) -> bool:
+        """Whether both are the same network, image channels and classes aside."""
+        other = dataclasses.replace(other, in_channels=self.in_channels, num_classes=self.num_classes)
+        return self.parameter_shapes() == other.parameter_shapes()
 
     @property
     def smallest_input(self) -> int:

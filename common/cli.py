@@ -1,4 +1,4 @@
-"""The command `resnet-tabs`: `compare`, `summary` and `download`; the others are in cli_training.py."""
+"""The command `resnet-tabs`: `compare`, `summary` and `download`; the others are in cli_*.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from common import cli_training
-from common.architecture import Architecture, architecture
+from common import cli_convert, cli_training
+from common.architecture import architecture
 from common.backend import BACKENDS, Backend, find_backend, load_backend
 from common.errors import BadInput, Stopped
 from common.options import Arch, Device, check_device
@@ -70,10 +70,10 @@ def compare(
     check_device(device)
     if steps < 0:
         raise BadInput(f"--steps must be 0 or more, not {steps}")
-    network = _network(arch, shape)
+    network = architecture(arch, in_channels=shape[0])
     if checkpoint:
         given, weights = load_checkpoint(checkpoint)
-        if given.stages != network.stages or given.block != network.block:
+        if not given.is_like(network):
             raise BadInput(
                 f"checkpoint {checkpoint} is of another architecture than {arch}: {given.to_json()}"
             )
@@ -110,16 +110,26 @@ def compare(
 
 
 @app.command()
-def summary(arch: Arch, backends: Backends = None, input_shape: InputShape = "1,96,96") -> None:
-    """Show what each stage puts out and holds, one column a backend. Exits with 1 if they differ."""
+def summary(
+    arch: Arch,
+    backends: Backends = None,
+    input_shape: InputShape = "1,96,96",
+    num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
+    depth: Annotated[str, typer.Option(help="A row for each of the stages, or of the blocks.")] = "stages",
+) -> None:
+    """Show what each part puts out, holds and costs, and what the backends measure, one column each.
+
+    Exits with 1 if the columns differ.
+    """
     from common import report
     from common.compare import summarise
+    from common.summary import parts
     from common.workers import Worker
 
     chosen = _backends(backends)
     shape = _shape(input_shape)
-    network = _network(arch, shape)
-    network.check_input((1, *shape))
+    network = architecture(arch, in_channels=shape[0], num_classes=num_classes)
+    shown = parts(network, (1, *shape), depth)
     names = [backend.name for backend in chosen if backend.installed]
     rows = {}
     for name in names:
@@ -128,6 +138,7 @@ def summary(arch: Arch, backends: Backends = None, input_shape: InputShape = "1,
         else:
             with closing(Worker()) as worker:
                 rows[name] = worker.run(summarise, name, network, (1, *shape))
+    report.show_parts(arch, shown)
     report.show_backends(chosen)
     report.show_summary(rows)
     raise typer.Exit(0 if names and all(row == rows[names[0]] for row in rows.values()) else 1)
@@ -168,11 +179,8 @@ def _shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _network(name: str, shape: tuple[int, int, int]) -> Architecture:
-    return architecture(name, in_channels=shape[0])
-
-
 app.add_typer(cli_training.app)
+app.add_typer(cli_convert.app)
 
 
 def main() -> None:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import BadInput
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes | str | Iterable[memoryview]) -> None:
     """Write to a temporary name beside `path`, then rename: no reader ever sees half a file.
+
+    Args:
+        path: the file.
+        content: what is to be in it, in one piece or in many.
 
     Raises:
         ValueError: if the folder is missing or cannot be written, or the disk is full.
     """
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
+    content = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
-            file.write(data)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)

@@ -22,7 +22,7 @@ from rich.table import Table
 from common.backend import BACKENDS, Backend
 from common.compare import Comparison, Job, quantities
 from common.files import write_atomically
-from common.summary import Row
+from common.summary import Part, Row
 
 ROOMS = ("layers", "blocks", "resnet", "training", "backend")
 LABELS = {"mxnet": "MXNet", "torch": "PyTorch", "tf": "TensorFlow", "jax": "JAX", "oracle": "oracle"}
@@ -125,6 +125,21 @@ def show_backends(chosen: list[Backend]) -> None:
             table.add_row(
                 LABELS[backend.name], f"[bold red]not installed[/]; run: {_escape(backend.install)}"
             )
+    _console().print(table)
+
+
+def show_parts(arch: str, parts: list[Part]) -> None:
+    """A row for every stage or block of an architecture, and the totals."""
+    table = Table(
+        "part", "kind", "output shape", title=f"{arch}, for one image", box=box.SIMPLE, title_justify="left"
+    )
+    for heading in ("parameters", "multiply-accumulates"):
+        table.add_column(heading, justify="right")
+    for part in parts:
+        row = part.row
+        table.add_row(row.name, row.kind, _shape(row), f"{row.parameters:,}", f"{part.macs:,}")
+    parameters, macs = sum(part.row.parameters for part in parts), sum(part.macs for part in parts)
+    table.add_row("", "all", "", f"{parameters:,}", f"{macs:,}")
     _console().print(table)
 
 

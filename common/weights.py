@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.architecture import Architecture
+from common.architecture import Architecture, Shape
 from common.errors import BadInput, MissingFile
 from common.files import write_atomically
 
@@ -51,16 +54,27 @@ def check_weights(arch: Architecture, weights: Mapping[str, NDArray]) -> Weights
     Raises:
         ValueError: for names missing or extra, wrong shapes, wrong types, and NaN or infinity.
     """
-    shapes = arch.parameter_shapes()
+    try:
+        return check_tensors(arch.parameter_shapes(), weights)
+    except BadInput as error:
+        raise BadInput(f"the weights do not fit this architecture; {error}") from None
+
+
+def check_tensors(shapes: Mapping[str, Shape], tensors: Mapping[str, NDArray]) -> Weights:
+    """The tensors as arrays in the order of `shapes`.
+
+    Raises:
+        ValueError: for names missing or extra, wrong shapes, wrong types, and NaN or infinity.
+    """
     problems = []
     for word, names in (
-        ("missing", [name for name in shapes if name not in weights]),
-        ("extra", [name for name in weights if name not in shapes]),
+        ("missing", [name for name in shapes if name not in tensors]),
+        ("extra", [name for name in tensors if name not in shapes]),
     ):
         if names:
-            problems.append(f"{word}: {_some(names)}")
+            problems.append(f"{word}: {some(names)}")
 
-    arrays = {name: np.asarray(weights[name]) for name in shapes if name in weights}
+    arrays = {name: np.asarray(tensors[name]) for name in shapes if name in tensors}
     wrong_shape = [
         f"{name} is {array.shape}, expected {shapes[name]}"
         for name, array in arrays.items()
@@ -68,27 +82,54 @@ def check_weights(arch: Architecture, weights: Mapping[str, NDArray]) -> Weights
     ]
     wrong_type = [f"{name} ({a.dtype})" for name, a in arrays.items() if a.dtype not in FLOATS]
     if wrong_shape:
-        problems.append(f"wrong shape: {_some(wrong_shape)}")
+        problems.append(f"wrong shape: {some(wrong_shape)}")
     if wrong_type:
-        problems.append(f"not float16, float32 or float64: {_some(wrong_type)}")
+        problems.append(f"not float16, float32 or float64: {some(wrong_type)}")
     elif not_finite := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-        problems.append(f"NaN or infinite: {_some(not_finite)}")
+        problems.append(f"NaN or infinite: {some(not_finite)}")
 
     if problems:
-        raise BadInput(f"the weights do not fit this architecture; {'; '.join(problems)}")
+        raise BadInput("; ".join(problems))
     return arrays
 
 
-def save_checkpoint(path: str | os.PathLike[str], arch: Architecture, weights: Mapping[str, NDArray]) -> None:
-    """Write weights and architecture as a safetensors file, whole or not at all.
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    arch: Architecture,
+    weights: Mapping[str, NDArray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write weights, architecture and what else `metadata` says as a safetensors file, whole or not at all.
 
     Raises:
         ValueError: if the weights do not fit the architecture or the folder cannot be written.
     """
-    from safetensors.numpy import save
+    own = {"architecture": arch.to_json()}
+    write_safetensors(path, check_weights(arch, weights), {**(metadata or {}), **own})
 
-    tensors = {name: np.ascontiguousarray(array) for name, array in check_weights(arch, weights).items()}
-    write_atomically(path, save(tensors, metadata={"architecture": arch.to_json()}))
+
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, NDArray], metadata: Mapping[str, str]
+) -> None:
+    """Write float tensors and metadata in the safetensors format, whole or not at all.
+
+    The library would hold the file in memory twice over. Format: https://github.com/huggingface/safetensors
+
+    Raises:
+        ValueError: if the folder cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    arrays, end = [], 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].itemsize):  # keeps all aligned
+        array = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
+        begin, end = end, end + array.nbytes
+        kind = f"F{8 * array.itemsize}"
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (begin, end)}
+        arrays.append(array)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    start = len(text).to_bytes(8, "little") + text
+    write_atomically(path, [memoryview(start), *(array.data.cast("B") for array in arrays)])
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights]:
@@ -98,19 +139,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a complete safetensors file of a network of ours.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
-    if not path.is_file():
-        raise MissingFile(f"checkpoint {path} not found; give the path of a .safetensors file")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            names = list(file.keys())
-            foreign = {file.get_slice(name).get_dtype() for name in names} - NUMPY_TYPES
-            weights = {} if foreign else {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise BadInput(f"checkpoint {path} is not a complete safetensors file: {error}") from None
+    with open_safetensors(path) as file:
+        metadata = file.metadata() or {}
+        names = list(file.keys())
+        foreign = {file.get_slice(name).get_dtype() for name in names} - NUMPY_TYPES
+        weights = {} if foreign else {name: file.get_tensor(name) for name in names}
     if foreign:
         raise BadInput(f"checkpoint {path} holds {', '.join(sorted(foreign))}; save it as float32")
     if "architecture" not in metadata:
@@ -124,6 +158,21 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights
         raise BadInput(f"checkpoint {path}: {error}") from None
 
 
-def _some(names: list[str], most: int = 3) -> str:
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """A `safe_open` of NumPy arrays, whose errors are one line."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise MissingFile(f"checkpoint {path} not found; give the path of a .safetensors file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadInput(f"checkpoint {path} is not a complete safetensors file: {error}") from None
+
+
+def some(names: list[str], most: int = 3) -> str:
+    """The first few of many names."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

@@ -3,7 +3,32 @@
 import resnet_mxnet.compat  # noqa: F401  (before MXNet is imported anywhere)
 from common.data import FashionMNIST
 from resnet_mxnet.blocks import Residual, ResNeXtBlock
-from resnet_mxnet.resnet import ResNet, ResNet18
+from resnet_mxnet.resnet import (
+    ResNet,
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNet101,
+    ResNet152,
+    ResNeXt50_32x4d,
+    ResNeXt101_32x8d,
+    ResNeXt101_64x4d,
+)
 from resnet_mxnet.training import Classifier, Trainer
 
-__all__ = ["Classifier", "FashionMNIST", "ResNeXtBlock", "ResNet", "ResNet18", "Residual", "Trainer"]
+__all__ = [
+    "Classifier",
+    "FashionMNIST",
+    "ResNeXt50_32x4d",
+    "ResNeXt101_32x8d",
+    "ResNeXt101_64x4d",
+    "ResNeXtBlock",
+    "ResNet",
+    "ResNet18",
+    "ResNet34",
+    "ResNet50",
+    "ResNet101",
+    "ResNet152",
+    "Residual",
+    "Trainer",
+]

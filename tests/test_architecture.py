@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.architecture import Architecture, Block, architecture
+from common.architecture import ZOO, Architecture, Block, architecture
 from common.backend import find_backend, load_backend
 from common.errors import BadInput
+from common.summary import parts
 from common.weights import is_statistic
 from tests.helpers import one_line
 
@@ -99,6 +100,73 @@ def test_resnet18_is_the_published_one() -> None:
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == trained + 2 * 3_904
     colour = architecture("resnet18", in_channels=3, num_classes=1000).parameter_shapes()
     assert colour["b1.conv.weight"] == (64, 3, 7, 7) and colour["last.weight"] == (1000, 512)
+
+
+# Parameters and 10⁹ multiply-accumulates at 3×224×224 as torchvision 0.28 documents them with its weights.
+PUBLISHED = {
+    "resnet18": (11_689_512, 1.814),
+    "resnet34": (21_797_672, 3.664),
+    "resnet50": (25_557_032, 4.089),
+    "resnet101": (44_549_160, 7.801),
+    "resnet152": (60_192_808, 11.514),
+    "resnext50_32x4d": (25_028_904, 4.23),
+    "resnext101_32x8d": (88_791_336, 16.414),
+    "resnext101_64x4d": (83_455_272, 15.46),
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_zoo_is_the_published_one(name: str) -> None:
+    """Ours has the chapter's bias in every convolution, and no batch norm on the shortcut of `Residual`."""
+    parameters, macs = PUBLISHED[name]
+    arch = architecture(name, in_channels=3, num_classes=1000)
+    shapes = arch.parameter_shapes()
+    biases = sum(shape[0] for key, shape in shapes.items() if ".conv" in key and key.endswith(".bias"))
+    shortcuts = [block for stage in arch.blocks() for block in stage if block.use_1x1conv]
+    missing = sum(2 * block.num_channels for block in shortcuts) if arch.block == "residual" else 0
+    rows = parts(arch, (1, 3, 224, 224))
+    assert sum(part.row.parameters for part in rows) - biases + missing == parameters
+    assert round(sum(part.macs for part in rows) / 1e9, 3) == macs
+    assert [part.row.output_shape[2:] for part in rows[:-1]] == [
+        (56, 56),
+        (56, 56),
+        (28, 28),
+        (14, 14),
+        (7, 7),
+    ]
+
+
+@pytest.mark.parametrize("arch", [RESIDUAL, RESNEXT], ids=["residual", "resnext"])
+@pytest.mark.parametrize("size", [(32, 32), (33, 46)])
+def test_parts_are_what_the_oracle_measures(arch: Architecture, size: tuple[int, int]) -> None:
+    shape = (2, arch.in_channels, *size)
+    stages, blocks = parts(arch, shape), parts(arch, shape, "blocks")
+    assert [part.row for part in stages] == load_backend("oracle").build(arch).summary(shape)
+    assert [part.row.name for part in blocks] == ["b1", "b2.0", "b3.0", "b3.1", "last"]
+    for total in (lambda part: part.row.parameters, lambda part: part.macs):
+        assert sum(map(total, blocks)) == sum(map(total, stages))
+
+
+def test_multiply_accumulates_by_hand() -> None:
+    assert [part.macs for part in parts(RESNEXT, (1, 1, 32, 32), "blocks")] == [
+        16 * 16 * 6 * 49,
+        8 * 8 * (4 * 6 + 4 * 2 * 9 + 8 * 4 + 8 * 6),
+        8 * 8 * 6 * 8 + 4 * 4 * (6 * 3 * 9 + 12 * 6 + 12 * 8),  # the stride is on the second convolution
+        4 * 4 * (6 * 12 + 6 * 3 * 9 + 12 * 6),
+        2 * 12,
+    ]
+
+
+def test_an_unknown_depth_is_refused_in_one_line() -> None:
+    with pytest.raises(BadInput) as error:
+        parts(RESIDUAL, (1, 3, 32, 32), "layers")
+    one_line(error, "unknown depth 'layers'; give stages or blocks")
+
+
+def test_networks_are_alike_whatever_their_channels_and_classes() -> None:
+    assert architecture("resnet50", 3, 1000).is_like(architecture("resnet50"))
+    assert not architecture("resnet50").is_like(architecture("resnext50_32x4d"))
+    assert not architecture("resnet50").is_like(architecture("resnet101"))
 
 
 def test_only_the_first_block_of_every_stage_but_the_first_has_stride_2() -> None:

@@ -51,6 +51,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["summary", "resnet18", "--backends", "tourch"],
             ["unknown backend 'tourch'", "did you mean torch?"],
         ),
+        (["summary", "resnet18", "--depth", "layers"], ["unknown depth 'layers'", "stages or blocks"]),
+        (["summary", "resnet18", "--num-classes", "0"], ["num_classes must be a whole number from 1 up"]),
         (["compare", "resnet18", "--input-shape", "96x96"], ["malformed input shape '96x96'", "1,96,96"]),
         (["compare", "resnet18", "--input-shape", "0,96,96"], ["from 1 up"]),
         (["compare", "resnet18", "--input-shape", "1,16,96"], ["too small", "17×17"]),
@@ -188,6 +190,16 @@ def test_summary_shows_every_backend_under_test(backends: list[str]) -> None:
     total = re.search(r"parameters((?:\s+11,178,378)+)\s+yes", done.stdout)
     assert total is not None, done.stdout
     assert total.group(1).count("11,178,378") == len(backends) + 1
+
+
+def test_summary_shows_blocks_with_what_they_cost() -> None:
+    options = ["--depth", "blocks", "--input-shape", "3,64,64", "--num-classes", "1000"]
+    done = run("summary", "resnet50", *options, "--backends", "oracle")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["b3.0", "ResNeXtBlock", "512×8×8", "380,672", "30,408,704"] in lines
+    assert ["last", "classifier", "1000", "2,049,000", "2,048,000"] in lines
+    assert len([line for line in lines if line[1:2] == ["ResNeXtBlock"]]) == 16
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["summary", "resnet18", "--backends", "oracle"]])

@@ -16,13 +16,24 @@ import numpy as np
 import pytest
 
 import common
-from common.architecture import Architecture
+from common.architecture import ZOO, Architecture, architecture
 from common.backend import BACKENDS
 from tests.helpers import one_line
 
-CLASSES = ("Residual", "ResNeXtBlock", "ResNet", "ResNet18")
+ZOO_CLASSES = {
+    "ResNet18": "resnet18",
+    "ResNet34": "resnet34",
+    "ResNet50": "resnet50",
+    "ResNet101": "resnet101",
+    "ResNet152": "resnet152",
+    "ResNeXt50_32x4d": "resnext50_32x4d",
+    "ResNeXt101_32x8d": "resnext101_32x8d",
+    "ResNeXt101_64x4d": "resnext101_64x4d",
+}
+CLASSES = ("Residual", "ResNeXtBlock", "ResNet", *ZOO_CLASSES)
 ROOMS = {"__init__.py", "backend.py", "blocks.py", "layers.py", "resnet.py", "training.py"}
-MAY_HAVE = {"compat.py"}  # what must be said before the framework is imported
+# What must be said before the framework is imported; files that only PyTorch can read.
+MAY_HAVE = {"compat.py", "pickles.py"}
 FRAMEWORKS = {"mxnet", "torch", "tensorflow", "keras", "jax", "jaxlib", "flax", "optax"}
 
 PACKAGES = {name: backend.module.split(".")[0] for name, backend in BACKENDS.items()}
@@ -46,7 +57,7 @@ SIGNATURES = {
     "Residual": "(num_channels, use_1x1conv=False, strides=1)",
     "ResNeXtBlock": "(num_channels, groups, bot_mul, use_1x1conv=False, strides=1)",
     "ResNet": "(arch, lr=0.1, num_classes=10)",
-    "ResNet18": "(lr=0.1, num_classes=10)",
+    **dict.fromkeys(ZOO_CLASSES, "(lr=0.1, num_classes=10)"),
 }
 CHAPTER_CALLS = {
     "FashionMNIST": {"batch_size": 64, "resize": (28, 28)},
@@ -262,6 +273,17 @@ def test_layer_summary_prints_the_stages(backend: str, capsys: pytest.CaptureFix
             shape = (shape[0], shape[2], shape[3], shape[1])
         assert line.split(maxsplit=1)[0] == name
         assert line.endswith(f"output shape:\t{shape}")
+
+
+def test_every_network_of_the_zoo_has_a_class() -> None:
+    assert list(ZOO_CLASSES.values()) == list(ZOO)
+
+
+@pytest.mark.parametrize("name", ZOO_CLASSES)
+def test_a_class_of_the_zoo_is_its_network(backend: str, name: str) -> None:
+    net = getattr(package(backend), name)(0.3, num_classes=7)
+    assert net.arch == architecture(ZOO_CLASSES[name], num_classes=7)
+    assert net.lr == 0.3
 
 
 @pytest.mark.parametrize("name", ["ResNet", "ResNet18"])

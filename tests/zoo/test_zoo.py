@@ -1,0 +1,169 @@
+"""The published networks, converted: the same function in every backend, and what conversion costs."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from common.architecture import ZOO, Architecture, architecture
+from common.convert import Converted, from_family
+from common.summary import parts
+from tests.families import (
+    logits,
+    named_as_theirs,
+    randomised,
+    state,
+    timm,
+    torchvision,
+    training,
+    transformers,
+)
+from tests.helpers import ROUNDING, build, deviation, random_batch, worst_gradient
+from tests.test_architecture import PUBLISHED
+
+DEEP_ROUNDING = 1e-11  # logits of a hundred layers and more; gradients of fifty
+
+SECONDS, TIMES_THE_FILE = 3, 3  # what the conversion of a ResNet-152 may take, in time and memory
+
+NETWORKS: dict[str, tuple[Callable[[], Any], str, float]] = {
+    "torchvision resnet50": (lambda: torchvision().models.resnet50(), "resnet50", ROUNDING),
+    "timm resnet34": (lambda: timm().create_model("resnet34"), "resnet34", ROUNDING),
+    "timm resnext50_32x4d": (lambda: timm().create_model("resnext50_32x4d"), "resnext50_32x4d", ROUNDING),
+    "transformers resnet50": (lambda: transformers(num_labels=1000), "resnet50", ROUNDING),
+    "torchvision resnet152": (lambda: torchvision().models.resnet152(), "resnet152", DEEP_ROUNDING),
+    "torchvision resnext101_32x8d": (
+        lambda: torchvision().models.resnext101_32x8d(),
+        "resnext101_32x8d",
+        DEEP_ROUNDING,
+    ),
+}
+SIZES = [(224, 224), (97, 131)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A converted network, images, and the logits that the source makes of them."""
+
+    name: str
+    converted: Converted
+    batches: list[tuple[NDArray, NDArray]]
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    make, _, _ = NETWORKS[request.param]
+    model = randomised(make())
+    converted = from_family(state(model))
+    images = [random_batch(converted.arch, 1, *size)[0] for size in SIZES]
+    yield Case(request.param, converted, [(x, logits(model, x)) for x in images])
+    gc.collect()
+
+
+def megabytes() -> float:
+    """The most this process has held in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def check(case: Case, backend: str, device: str) -> None:
+    _, name, bound = NETWORKS[case.name]
+    arch = case.converted.arch
+    assert arch == architecture(name, in_channels=3, num_classes=1000)
+    start = time.perf_counter()
+    model = build(backend, arch, device=device)
+    model.load_weights(case.converted.tensors)
+    found = [deviation(model.predict(x), expected) for x, expected in case.batches]
+    seconds = time.perf_counter() - start
+    print(
+        f"{case.name} in {backend}: deviations {', '.join(f'{value:.1e}' for value in found)}; "
+        f"{seconds:.1f} s; at most {megabytes():,.0f} MB so far"
+    )
+    assert max(found) <= bound
+
+
+def test_logits_are_those_of_the_source(case: Case, backend: str, device: str) -> None:
+    check(case, backend, device)
+
+
+def test_the_oracle_agrees(case: Case) -> None:
+    check(case, "oracle", "cpu")
+
+
+def test_resnet50_trains_as_the_source_does(backend: str, device: str) -> None:
+    model = randomised(torchvision().models.resnet50(num_classes=10))
+    converted = from_family(state(model))
+    x, y = random_batch(converted.arch, 4, 97, 131)
+    expected = training(model, x, y)
+    ours = build(backend, converted.arch, device=device)
+    ours.load_weights(converted.tensors)
+    evaluation = ours.loss_and_gradients(x, y)
+    found = named_as_theirs(converted, evaluation.gradients)
+    theirs = {name: expected.gradients[name] for name in found}
+    assert len(theirs) == len(expected.gradients)
+    deviations = (
+        deviation(evaluation.logits, expected.logits),
+        deviation(found, theirs),
+        worst_gradient(found, theirs),
+    )
+    print(f"{backend}: logits, gradients and the worst tensor {', '.join(f'{d:.1e}' for d in deviations)}")
+    assert max(deviations) <= DEEP_ROUNDING
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_torchvision_documents_what_the_zoo_is_tested_for(name: str) -> None:
+    meta = next(iter(torchvision().models.get_model_weights(name))).meta
+    assert PUBLISHED[name] == (meta["num_params"], meta["_ops"])
+    arch = Architecture(**ZOO[name], in_channels=3, num_classes=1000)
+    assert round(sum(part.macs for part in parts(arch, (1, 3, 224, 224))) / 1e9, 3) == meta["_ops"]
+
+
+CONVERT = """
+import re, sys, time
+from pathlib import Path
+
+def megabytes():  # the most held so far; unlike ru_maxrss, not what the parent held before
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+from common import cli, convert, weights
+import safetensors
+if sys.argv[2].endswith(".pth"):
+    import resnet_torch.pickles
+before, start = megabytes(), time.perf_counter()
+try:
+    cli.main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print(time.perf_counter() - start, megabytes() - before)
+"""
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_conversion_is_fast_and_small(tmp_path: Path, suffix: str) -> None:
+    """Without the seconds that Python and PyTorch take to start."""
+    path, dest = tmp_path / f"model.{suffix}", tmp_path / "ours.safetensors"
+    tensors = torchvision().models.resnet152().state_dict()
+    save_file(tensors, path) if suffix == "safetensors" else torch.save(tensors, path)
+    steps = [(path, dest, []), (dest, tmp_path / "back.safetensors", ["--to", "torchvision"])]
+    for source, written, options in steps:
+        done = subprocess.run(
+            [sys.executable, "-c", CONVERT, "convert", str(source), str(written), *options],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        seconds, memory = map(float, done.stdout.splitlines()[-1].split())
+        size = source.stat().st_size / 2**20
+        print(f"{source.name} → {written.name}: {seconds:.2f} s, {memory / size:.2f} times the file")
+        assert seconds <= SECONDS
+        assert memory <= TIMES_THE_FILE * size
