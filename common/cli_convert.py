@@ -37,6 +37,7 @@ def convert(
     The architecture is read off the tensors, and a tensor that has no place in it is an error.
     """
     from common import convert as converting
+    from common import imagenet
     from common.weights import load_checkpoint, save_checkpoint, write_safetensors
 
     if to is not None and family != "auto":
@@ -63,7 +64,10 @@ def convert(
     if to is not None:
         write_safetensors(dest, found.tensors, {"format": "pt", **metadata})
     else:
-        save_checkpoint(dest, found.arch, found.tensors, {"source": found.family, **metadata})
+        metadata["source"] = found.family
+        if (found.arch.in_channels, found.arch.num_classes) == (3, imagenet.NUM_CLASSES):
+            metadata["dataset"] = imagenet.NAME
+        save_checkpoint(dest, found.arch, found.tensors, metadata)
 
     precision = ", ".join(sorted({str(array.dtype) for array in found.tensors.values()}))
     typer.echo(
@@ -71,7 +75,7 @@ def convert(
     )
     if halves:
         typer.echo("bfloat16 is now float32, which holds it exactly")
-    if not metadata:
+    if not (found.rounded or found.inference_only):
         typer.echo("every number is the source's, bit for bit; the biases that one side lacks are 0")
     if found.rounded:
         typer.echo(f"To rounding the same, because {found.rounded}")
@@ -79,3 +83,5 @@ def convert(
         typer.echo(f"FOR INFERENCE ONLY: {found.inference_only}")
     if to is None:
         typer.echo(f"Taken for granted, because tensors do not show it: {converting.UNSEEN}")
+    if "dataset" in metadata:
+        typer.echo("3 channels and 1,000 classes: `predict` will take it for a network of ImageNet")

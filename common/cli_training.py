@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from common import imagenet
 from common.architecture import Architecture, architecture
 from common.backend import BACKENDS, Model, load_backend
 from common.errors import BadInput
@@ -39,7 +40,7 @@ Checkpoint = Annotated[
 ]
 Resize = Annotated[
     int | None,
-    typer.Option(help="Height and width the network sees. Default: the run's; 96 for a file outside a run."),
+    typer.Option(help="Height and width the network sees. Default: the run's; else 96, of ImageNet 224."),
 ]
 
 
@@ -163,7 +164,9 @@ def evaluate(
     name = any_backend(backend)
     check_device(device)
     check_precision(precision)
-    path, network, weights, size = _open(checkpoint, resize)
+    path, network, weights, size, dataset = _open(checkpoint, resize)
+    if dataset == imagenet.NAME:
+        raise BadInput(f"{path} is of {dataset}, and evaluate has Fashion-MNIST only; try predict")
     images = FashionMNIST(resize=size, limit_val=limit_val, directory=data, batch_size=batch_size)
     training.check_fits(network, images)
     with quiet():  # frameworks have much to say
@@ -192,7 +195,11 @@ def predict(
         Path | None, typer.Option(metavar="FILE.npy", help="Write the logits (N, classes) here instead.")
     ] = None,
 ) -> None:
-    """The three likeliest classes of each image, with their probabilities."""
+    """The likeliest classes of each image, with their probabilities: three, or five of ImageNet's.
+
+    Image files are prepared as the training images were; for a network of ImageNet that is the shorter
+    side to 256, the centre of 224, and the usual mean and standard deviation.
+    """
     from common.data import CLASSES
     from common.files import write_atomically
     from common.images import read_images
@@ -200,8 +207,8 @@ def predict(
     name = any_backend(backend)
     check_device(device)
     check_precision(precision)
-    _, network, weights, size = _open(checkpoint, resize)
-    names, x = read_images(inputs, network, size)
+    _, network, weights, size, dataset = _open(checkpoint, resize)
+    names, x = read_images(inputs, network, size, dataset)
     with quiet():  # frameworks have much to say
         model = load_backend(name).build(network, precision, device)
         model.load_weights(weights)
@@ -212,19 +219,22 @@ def predict(
         write_atomically(out, packed.getvalue())
         typer.echo(f"logits {logits.shape} are in {out}")
         return
-    numbered = tuple(f"class {i}" for i in range(network.num_classes))
-    classes = CLASSES if len(CLASSES) == len(numbered) else numbered
+    classes = tuple(f"class {i}" for i in range(network.num_classes))
+    if dataset == imagenet.NAME:
+        classes = imagenet.classes()
+    elif network.num_classes == len(CLASSES):
+        classes = CLASSES
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = exponentials / exponentials.sum(1, keepdims=True)
     for image, row in zip(names, probabilities, strict=True):
-        likeliest = row.argsort()[::-1][:3]
+        likeliest = row.argsort()[::-1][: 5 if dataset == imagenet.NAME else 3]
         typer.echo(f"{image}: {', '.join(f'{classes[i]} {row[i]:.4f}' for i in likeliest)}")
 
 
-def _open(path: Path, resize: int | None) -> tuple[Path, Architecture, Weights, tuple[int, int]]:
-    """The checkpoint meant, its architecture and weights, and the size of images it is for."""
+def _open(path: Path, resize: int | None) -> tuple[Path, Architecture, Weights, tuple[int, int], str]:
+    """The checkpoint meant, its architecture and weights, and the size and data set of its images."""
     from common.runs import is_run, read_settings
-    from common.weights import load_checkpoint
+    from common.weights import load_checkpoint, load_metadata
 
     if path.is_dir():
         settings = read_settings(path)
@@ -234,10 +244,13 @@ def _open(path: Path, resize: int | None) -> tuple[Path, Architecture, Weights, 
         if not path.is_file():
             raise BadInput(f"{path.parent} has no finished epoch yet; give {path.with_stem('last')}")
     network, weights = load_checkpoint(path)
-    size = (96, 96)
+    dataset = load_metadata(path).get("dataset", "")
+    if dataset == imagenet.NAME and (network.in_channels, network.num_classes) != (3, imagenet.NUM_CLASSES):
+        raise BadInput(f"{path} says it is of ImageNet, but has not its 3 channels and 1,000 classes")
+    size = (imagenet.SIZE,) * 2 if dataset == imagenet.NAME else (96, 96)
     if resize is not None:
         size = (resize, resize)
     elif is_run(path.parent):
         size = read_settings(path.parent).resize
     network.check_input((1, network.in_channels, *size))
-    return path, network, weights, size
+    return path, network, weights, size, dataset

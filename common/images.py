@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common import imagenet
 from common.architecture import Architecture
 from common.data import resize
 from common.errors import BadInput, MissingFile
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 DATASET_SIZE = (28, 28)  # of the images the network was trained on, before they were resized
 
 
-def read_images(paths: list[Path], arch: Architecture, size: tuple[int, int]) -> tuple[list[str], NDArray]:
-    """Names, and images float32 (N, C, H, W) in [0, 1], from image files or from one .npy file.
+def read_images(
+    paths: list[Path], arch: Architecture, size: tuple[int, int], dataset: str = ""
+) -> tuple[list[str], NDArray]:
+    """Names, and images float32 (N, C, H, W), from image files or from one .npy file.
 
-    An image file is brought to 28×28 first and then to `size`, as the training images were. An array is
-    (N, C, H, W), uint8 or floating point in [0, 1], and is taken as it is.
+    An image file is brought to 28×28 first and then to `size`, as Fashion-MNIST's were in training, and
+    lies in [0, 1]; for "imagenet" it is prepared as `imagenet.preprocess` says. An array is (N, C, H, W),
+    uint8 (which is divided by 255) or floating point, and is taken as it is.
 
     Raises:
         FileNotFoundError: if a file is not there.
@@ -30,8 +38,13 @@ def read_images(paths: list[Path], arch: Architecture, size: tuple[int, int]) ->
     if len(paths) == 1 and paths[0].suffix == ".npy":
         x = _array(paths[0], arch)
         return [f"{paths[0].name}[{i}]" for i in range(len(x))], x
-    images = [_image(path, arch.in_channels) for path in paths]  # (H, W, C) each
-    x = np.stack([resize(image.transpose(2, 0, 1), size) for image in images])
+    if dataset == imagenet.NAME:
+        x = np.stack(
+            [imagenet.preprocess(_image(path, arch.in_channels, grey=True), size[0]) for path in paths]
+        )
+    else:
+        images = [_fashion(_image(path, arch.in_channels)) for path in paths]  # (C, 28, 28) each
+        x = np.stack([resize(image, size) for image in images])
     arch.check_input(x.shape)
     return [path.name for path in paths], x
 
@@ -52,7 +65,8 @@ def _array(path: Path, arch: Architecture) -> NDArray:
     return array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
 
 
-def _image(path: Path, channels: int) -> NDArray[np.uint8]:
+def _image(path: Path, channels: int, grey: bool = False) -> Image:
+    """The image in a file, of so many channels; with `grey` a greyscale one may stand for a coloured one."""
     from PIL import Image
 
     try:
@@ -62,12 +76,18 @@ def _image(path: Path, channels: int) -> NDArray[np.uint8]:
         raise BadInput(f"{path} is not an image that can be read ({error}); give PNG or JPEG files") from None
     wanted = {1: "L", 3: "RGB"}.get(channels)
     bands = len(image.getbands())
-    if bands != channels or image.mode not in ("1", "L", "RGB"):
+    if image.mode not in ("1", "L", "RGB") or (bands != channels and not (grey and bands == 1)):
         raise BadInput(
             f"{path} has {bands} channels ({image.mode}) but the network takes {channels}; "
             f"convert it to {'greyscale' if channels == 1 else wanted or 'an array, X.npy'}"
         )
-    image = image.convert(wanted)
+    return image.convert(wanted)
+
+
+def _fashion(image: Image) -> NDArray[np.uint8]:
+    """(C, 28, 28)."""
+    from PIL.Image import Resampling
+
     if image.size != DATASET_SIZE:
-        image = image.resize(DATASET_SIZE, Image.Resampling.BILINEAR)  # which averages when it shrinks
-    return np.asarray(image).reshape(*DATASET_SIZE, channels)
+        image = image.resize(DATASET_SIZE, Resampling.BILINEAR)  # which averages when it shrinks
+    return np.asarray(image).reshape(*DATASET_SIZE, -1).transpose(2, 0, 1)

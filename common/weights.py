@@ -158,6 +158,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights
         raise BadInput(f"checkpoint {path}: {error}") from None
 
 
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What a checkpoint says of itself besides its tensors: "architecture", and what was given to save it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a complete safetensors file.
+    """
+    with open_safetensors(Path(path)) as file:
+        return file.metadata() or {}
+
+
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[Any]:
     """A `safe_open` of NumPy arrays, whose errors are one line."""
