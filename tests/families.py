@@ -48,26 +48,34 @@ def transformers(**options: Any) -> Any:
 
 
 def randomised(model: nn.Module, seed: int = 0) -> Any:
-    """The model in float64 and evaluation, with random scales, shifts and running statistics."""
+    """The model in float64 and evaluation, with random weights, scales, shifts and running statistics.
+
+    The statistics lie around those of random images: far from them, biases would drown what an image shows.
+    """
     generator = torch.Generator().manual_seed(seed)
 
-    def uniform(tensor: torch.Tensor, low: float, high: float) -> None:
-        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+    def uniform(like: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        return torch.rand(like.shape, generator=generator, dtype=torch.float64) * (high - low) + low
 
-    model = model.double().eval()
+    model = model.double()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    products = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                uniform(module.weight, 0.5, 1.0)
-                uniform(module.bias, -0.5, 0.5)
-                uniform(module.running_mean, -0.5, 0.5)
-                uniform(module.running_var, 0.5, 2.0)
-            elif isinstance(module, nn.Conv2d | nn.Linear):
-                uniform(module.weight, -1.0, 1.0)
-                module.weight *= (3 / module.weight[0].numel()) ** 0.5
-            if isinstance(module, nn.Linear):
-                uniform(module.bias, -0.5, 0.5)
-    return model
+        for product in products:
+            product.weight.copy_(uniform(product.weight, -1, 1) * (3 / product.weight[0].numel()) ** 0.5)
+            if product.bias is not None:
+                product.bias.copy_(uniform(product.bias, -0.5, 0.5))
+        for norm in norms:
+            norm.weight.copy_(uniform(norm.weight, 0.5, 1.5))
+            norm.bias.copy_(uniform(norm.bias, -0.5, 0.5))
+            norm.momentum = 1.0  # the running statistics become the batch's
+        channels = products[0].weight.shape[1]
+        model.train()(torch.rand((2, channels, 64, 64), generator=generator, dtype=torch.float64))
+        for norm in norms:
+            norm.momentum = 0.1
+            norm.running_mean += uniform(norm.running_mean, -0.3, 0.3) * norm.running_var.sqrt()
+            norm.running_var *= uniform(norm.running_var, 0.6, 1.6)
+    return model.eval()
 
 
 def logits(model: nn.Module, x: NDArray) -> NDArray:
