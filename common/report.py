@@ -15,12 +15,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from common.backend import BACKENDS, Backend
-from common.compare import Comparison, Job, quantities
+from common.compare import Comparison, Findings, quantities
 from common.files import write_atomically
 from common.summary import Row
 
@@ -29,12 +30,10 @@ LABELS = {"mxnet": "MXNet", "torch": "PyTorch", "tf": "TensorFlow", "jax": "JAX"
 
 
 @dataclass(frozen=True)
-class Report:
-    """A comparison, and what it was of."""
+class Outcome:
+    """What was found of the backends asked for."""
 
-    arch: str
-    source: str
-    found: Comparison
+    found: Findings
     chosen: list[Backend]
 
     @property
@@ -75,16 +74,25 @@ class Report:
         return f"SAME: {names} and the oracle are one network, to the last digits of {self.precision}"
 
     @property
+    def precision(self) -> str:
+        """The finest type compared."""
+        return "float64" if "float64" in self.found.deviations else "float32"
+
+
+@dataclass(frozen=True)
+class Report(Outcome):
+    """A comparison, and what it was of."""
+
+    found: Comparison
+    arch: str
+    source: str
+
+    @property
     def rows(self) -> dict[str, list[Row]]:
         """The layer summary of the oracle and of each backend, in the order they are shown."""
         evidence = self.found.evidence
         by_name = {name: found.rows for (name, _), found in evidence.items()}
         return {name: by_name[name] for name in ("oracle", *self.compared) if name in by_name}
-
-    @property
-    def precision(self) -> str:
-        """The finest type compared."""
-        return "float64" if "float64" in self.found.deviations else "float32"
 
     @property
     def bounds(self) -> dict[str, dict[str, float]]:
@@ -93,11 +101,12 @@ class Report:
 
 
 @contextmanager
-def progress(arch: str, job: Job, source: str) -> Iterator[Callable[[str], None]]:
+def progress(doing: str, what: str, x: NDArray, source: str) -> Iterator[Callable[[str], None]]:
     """Say what begins, and then each thing done with the time since; a spinner where there is a terminal."""
     console = _console()
-    shape = "×".join(str(size) for size in job.x.shape[1:])
-    console.print(f"Comparing [bold]{arch}[/] on {len(job.x)} images of {shape} from {source}")
+    shape = "×".join(str(size) for size in x.shape[1:])
+    begins = f"{doing} [bold]{_escape(what)}[/] on {len(x)} images of {shape} from {_escape(source)}"
+    console.print(begins, soft_wrap=True)
     start = time.perf_counter()
     with console.status("computing"):
         yield lambda line: console.print(f"{time.perf_counter() - start:7.1f} s  {line}", highlight=False)
@@ -109,10 +118,10 @@ def show(report: Report) -> None:
     show_backends(report.chosen)
     show_summary(report.rows)
     for dtype in report.found.deviations:
-        console.print(_deviation_table(report, dtype))
+        console.print(_deviation_table(report, dtype, report.bounds))
     if report.found.timings:
         console.print(_timing_table(report))
-    console.print(report.verdict, style="bold green" if report.proven else "bold red", highlight=False)
+    _show_verdict(report.verdict, report.proven)
 
 
 def show_backends(chosen: list[Backend]) -> None:
@@ -144,20 +153,20 @@ def show_summary(rows: Mapping[str, list[Row]]) -> None:
     _console().print(table)
 
 
-def _deviation_table(report: Report, dtype: str) -> Table:
+def _deviation_table(outcome: Outcome, dtype: str, bounds: Mapping[str, Mapping[str, float]]) -> Table:
     table = Table(
         "against the oracle",
-        *[LABELS[name] for name in report.compared],
+        *[LABELS[name] for name in outcome.compared],
         "worst pair",
         "bound",
         title=f"Deviations in {dtype}",
         box=box.SIMPLE,
         title_justify="left",
     )
-    for quantity, by_backend in report.found.deviations[dtype].items():
-        bound = report.bounds[quantity].get(dtype)
-        worst, pair = report.found.worst_pairs[dtype].get(quantity, (0.0, ""))
-        cells = [_number(by_backend[name], bound) for name in report.compared]
+    for quantity, by_backend in outcome.found.deviations[dtype].items():
+        bound = bounds[quantity].get(dtype)
+        worst, pair = outcome.found.worst_pairs[dtype].get(quantity, (0.0, ""))
+        cells = [_number(by_backend[name], bound) for name in outcome.compared]
         table.add_row(
             quantity,
             *cells,
@@ -317,6 +326,10 @@ def _console() -> Console:
     """The terminal; a log has no width, and is given what the widest table needs."""
     console = Console()
     return console if console.is_terminal else Console(width=120)
+
+
+def _show_verdict(line: str, good: bool) -> None:
+    _console().print(line, style="bold green" if good else "bold red", highlight=False, markup=False)
 
 
 def _shape(row: Row) -> str:
