@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from common import cli_training
+from common import cli_training, cli_verify
 from common.architecture import Architecture, architecture
 from common.errors import BadInput, Stopped
 from common.options import Arch, Backends, Device, InputShape, check_device, choose_backends, parse_shape
@@ -143,6 +143,7 @@ def _network(name: str, shape: tuple[int, int, int]) -> Architecture:
 
 
 app.add_typer(cli_training.app)
+app.add_typer(cli_verify.app)
 
 
 def main() -> None:

@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from common.backend import BACKENDS, Backend
-from common.compare import Comparison, Findings, quantities
+from common.compare import LAYER_BOUNDS, Comparison, Findings, quantities
 from common.files import write_atomically
 from common.summary import Row
+from common.verify import BOUNDS, Match
 
 ROOMS = ("layers", "blocks", "resnet", "training", "backend")
 LABELS = {"mxnet": "MXNet", "torch": "PyTorch", "tf": "TensorFlow", "jax": "JAX", "oracle": "oracle"}
@@ -122,6 +123,40 @@ def show(report: Report) -> None:
     if report.found.timings:
         console.print(_timing_table(report))
     _show_verdict(report.verdict, report.proven)
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """Print how far the backends are from the oracle in each layer, and the verdict."""
+    show_backends(outcome.chosen)
+    for dtype, by_layer in outcome.found.deviations.items():
+        _console().print(_deviation_table(outcome, dtype, dict.fromkeys(by_layer, LAYER_BOUNDS)))
+    _show_verdict(outcome.verdict, outcome.proven)
+
+
+def show_match(match: Match, name: str) -> None:
+    """Print how far a recording is from the oracle in each layer, and the verdict."""
+    bound = BOUNDS[match.precision]
+    table = Table(
+        "against the oracle",
+        title=f"Deviations of {_escape(name)}, whose values are {match.precision}",
+        box=box.SIMPLE,
+        title_justify="left",
+    )
+    for heading in ("recorded as", "deviation", "with the cause", "bound"):
+        table.add_column(heading)
+    for line in match.lines:
+        explained = "" if line.explained is None else f"{line.explained:.1e}"
+        table.add_row(line.layer, line.layout, _number(line.deviation, bound), explained, f"{bound:.0e}")
+    _console().print(table)
+    if match.ignored:
+        _console().print(f"Not compared: {_escape(', '.join(map(repr, match.ignored)))}", soft_wrap=True)
+    if match.agrees:
+        verdict = (
+            f"SAME: the recording and the oracle are one network, to the last digits of {match.precision}"
+        )
+    else:
+        verdict = f"DIFFERENT: {match.difference}. {match.cause}"
+    _show_verdict(verdict, match.agrees)
 
 
 def show_backends(chosen: list[Backend]) -> None:
