@@ -9,11 +9,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from common import cli_convert, cli_training
+from common import cli_convert, cli_training, cli_verify
 from common.architecture import architecture
-from common.backend import BACKENDS, Backend, find_backend, load_backend
 from common.errors import BadInput, Stopped
-from common.options import Arch, Device, check_device
+from common.options import Arch, Backends, Device, InputShape, check_device, choose_backends, parse_shape
 
 app = typer.Typer(
     help="One ResNet in MXNet, PyTorch, TensorFlow and JAX, proven to be the same network.",
@@ -22,12 +21,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Backends = Annotated[
-    str | None,
-    typer.Option(metavar="NAMES", help=f"Comma-separated: {', '.join(BACKENDS)}, oracle. Default: the four."),
-]
-InputShape = Annotated[str, typer.Option(metavar="C,H,W", help="Channels, height and width of an image.")]
 
 
 @app.command()
@@ -63,8 +56,8 @@ def compare(
     from common.files import output_folder
     from common.weights import initial_weights, load_checkpoint
 
-    chosen = _backends(backends)
-    shape = _shape(input_shape)
+    chosen = choose_backends(backends)
+    shape = parse_shape(input_shape)
     if dtype not in ("float64", "float32", "both"):
         raise BadInput(f"unknown dtype {dtype!r}; give float64, float32 or both")
     check_device(device)
@@ -99,11 +92,11 @@ def compare(
     )
     job = comparing.Job(network, weights, x, y, steps=steps, device=device)
     installed = [backend.name for backend in chosen if backend.installed]
-    with report.progress(arch, job, images.source) as tell:
+    with report.progress("Comparing", arch, x, images.source) as tell:
         found = comparing.compare(
             job, installed, ["float64", "float32"] if dtype == "both" else [dtype], tell
         )
-    result = report.Report(arch, images.source, found, chosen)
+    result = report.Report(found, chosen, arch, images.source)
     report.show(result)
     report.write(result, folder)
     raise typer.Exit(0 if result.proven else 1)
@@ -126,8 +119,8 @@ def summary(
     from common.summary import parts
     from common.workers import Worker
 
-    chosen = _backends(backends)
-    shape = _shape(input_shape)
+    chosen = choose_backends(backends)
+    shape = parse_shape(input_shape)
     network = architecture(arch, in_channels=shape[0], num_classes=num_classes)
     shown = parts(network, (1, *shape), depth)
     names = [backend.name for backend in chosen if backend.installed]
@@ -156,31 +149,9 @@ def download(
     typer.echo(f"Fashion-MNIST is in {data.download(to)}")
 
 
-def _backends(names: str | None) -> list[Backend]:
-    """The backends asked for. One that was named must be installed; the four are shown either way."""
-    if names is None:
-        return list(BACKENDS.values())
-    chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
-    for name in chosen:
-        find_backend(name)  # an unknown name is said before a missing framework
-    return [load_backend(name) for name in chosen]
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    """ "1,96,96" → (1, 96, 96)."""
-    try:
-        channels, height, width = (int(part) for part in text.split(","))
-    except ValueError:
-        raise BadInput(
-            f"malformed input shape {text!r}; give channels,height,width such as 1,96,96"
-        ) from None
-    if min(channels, height, width) < 1:
-        raise BadInput(f"input shape {text!r} must be of numbers from 1 up, such as 1,96,96")
-    return channels, height, width
-
-
 app.add_typer(cli_training.app)
 app.add_typer(cli_convert.app)
+app.add_typer(cli_verify.app)
 
 
 def main() -> None:

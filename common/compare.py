@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import combinations
-from queue import SimpleQueue
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,8 +25,11 @@ from common.backend import Evaluation, Model, load_backend
 from common.errors import BadInput
 from common.summary import Row
 from common.weights import Weights
-from common.workers import Worker, share_cores
+from common.workers import Shares, Worker
 
+T = TypeVar("T")
+
+LAYER_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # how far apart outputs in evaluation may be
 AT_ONCE = 2  # backends at work at the same time, while nothing is timed
 WARM_UP, REPEATS = 3, 10  # passes before and during timing
 
@@ -81,15 +84,12 @@ class Quantity:
     deviation: Callable[[Evidence, Evidence], float]
 
 
-@dataclass
-class Comparison:
-    """All that was found. Deviations are by dtype, quantity and backend, against the oracle."""
+@dataclass(kw_only=True)
+class Findings:
+    """How far apart backends are. Deviations are by dtype, quantity and backend, against the oracle."""
 
-    job: Job
-    evidence: dict[tuple[str, str], Evidence] = field(default_factory=dict)
     deviations: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     worst_pairs: dict[str, dict[str, tuple[float, str]]] = field(default_factory=dict)
-    timings: dict[str, Timing] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
 
@@ -97,6 +97,15 @@ class Comparison:
     def agree(self) -> bool:
         """Whether every backend computed, and all are within the bounds."""
         return not self.failures and not self.differences
+
+
+@dataclass
+class Comparison(Findings):
+    """All that was found in a job."""
+
+    job: Job
+    evidence: dict[tuple[str, str], Evidence] = field(default_factory=dict)
+    timings: dict[str, Timing] = field(default_factory=dict)
 
 
 def distance(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
@@ -131,12 +140,11 @@ def _ratio(difference: float, size: float) -> float:
 def quantities(steps: int) -> list[Quantity]:
     """What is compared, in the order a reader asks for it."""
     exact = {"float64": 1e-12}
-    loose = exact | {"float32": 1e-5}
     return [
-        Quantity("logits", loose, lambda a, b: deviation(a.logits, b.logits)),
+        Quantity("logits", LAYER_BOUNDS, lambda a, b: deviation(a.logits, b.logits)),
         Quantity(
             "worst layer output",
-            loose,
+            LAYER_BOUNDS,
             lambda a, b: max(deviation(a.activations[name], b.activations[name]) for name in b.activations),
         ),
         Quantity("training logits", exact, lambda a, b: deviation(a.training.logits, b.training.logits)),
@@ -160,7 +168,7 @@ def quantities(steps: int) -> list[Quantity]:
 
 def collect(name: str, job: Job, dtype: str) -> Evidence:
     """Run the job in one backend. This is what a worker process does."""
-    model = load_backend(name).build(job.arch, dtype, job.device)
+    model = load_backend(name).build(job.arch, dtype, "cpu" if name == "oracle" else job.device)
     model.load_weights(job.weights)
     activations = model.activations(job.x)
     training = model.loss_and_gradients(job.x, job.y)
@@ -220,20 +228,14 @@ def compare(
     """
     found = Comparison(job)
     names = [name for name in names if name != "oracle"]
-    shares: SimpleQueue[set[int]] = SimpleQueue()
-    for share in share_cores(AT_ONCE):
-        shares.put(share)
+    shares = Shares(AT_ONCE)
 
     def gather(name: str) -> None:
-        share = shares.get()
-        try:
-            with closing(Worker(share)) as worker:
-                for dtype in ["float64"] if name == "oracle" else dtypes:
-                    start = time.perf_counter()
-                    found.evidence[name, dtype] = worker.run(collect, name, job, dtype)
-                    progress(f"{name}: {dtype} done in {time.perf_counter() - start:.1f} s")
-        finally:
-            shares.put(share)
+        with shares.worker() as worker:
+            for dtype in ["float64"] if name == "oracle" else dtypes:
+                start = time.perf_counter()
+                found.evidence[name, dtype] = worker.run(collect, name, job, dtype)
+                progress(f"{name}: {dtype} done in {time.perf_counter() - start:.1f} s")
 
     def clock(name: str) -> None:
         found.timings[name] = workers[name].run(measure, name, job)
@@ -244,14 +246,15 @@ def compare(
         workers = {name: stack.enter_context(closing(Worker())) for name in names}
         tasks: list[tuple[str, Callable[[str], None]]] = [(name, gather) for name in ("oracle", *names)]
         tasks += [(name, lambda name: workers[name].run(warm_up, name, job)) for name in names]
-        _each(found, tasks, at_once=shares.qsize())
-        _each(found, [(name, clock) for name in names if name not in found.failures], at_once=1)
+        found.failures |= each(tasks, at_once=shares.count)
+        found.failures |= each([(name, clock) for name in names if name not in found.failures], at_once=1)
     judge(found, names, dtypes)
     return found
 
 
-def _each(found: Comparison, tasks: list[tuple[str, Callable[[str], None]]], at_once: int) -> None:
-    """Do the tasks, each for a backend. What a framework raises is a finding about that framework."""
+def each(tasks: list[tuple[str, Callable[[str], None]]], at_once: int) -> dict[str, str]:
+    """Do the tasks, each for a backend. What a framework raises is a finding about it, and returned."""
+    failures = {}
     with ThreadPoolExecutor(at_once) as pool:
         futures = [(name, pool.submit(task, name)) for name, task in tasks]
     for name, future in futures:
@@ -259,7 +262,8 @@ def _each(found: Comparison, tasks: list[tuple[str, Callable[[str], None]]], at_
         if isinstance(error, BadInput):
             raise error
         if error:
-            found.failures[name] = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+            failures[name] = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+    return failures
 
 
 def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
@@ -280,17 +284,11 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
         outside: dict[str, list[str]] = {}
         for quantity in quantities(found.job.steps):
             bound = quantity.bounds.get(dtype)
-            pairs = {f"{a}–{b}": (a, b) for a, b in combinations(names, 2)}
-            sides = [(found.evidence[name, dtype], reference) for name in names]
-            sides += [(found.evidence[a, dtype], found.evidence[b, dtype]) for a, b in pairs.values()]
-            with ThreadPoolExecutor(AT_ONCE) as pool:  # NumPy computes on several cores that way
-                values = list(pool.map(quantity.deviation, *zip(*sides, strict=True)))
-            against_oracle = dict(zip(names, values, strict=False))
-            between = dict(zip(pairs, values[len(names) :], strict=True))
+            evidence = {name: found.evidence[name, dtype] for name in names}
+            against_oracle, between = deviations(quantity.deviation, evidence, reference)
             found.deviations[dtype][quantity.name] = against_oracle
             if between:
-                worst = max(between, key=lambda pair: np.nan_to_num(between[pair], nan=np.inf))
-                found.worst_pairs[dtype][quantity.name] = (between[worst], worst)
+                found.worst_pairs[dtype][quantity.name] = worst_pair(between)
             for name, value in {**against_oracle, **between}.items():
                 if bound and not value <= bound:  # NaN is outside too
                     outside.setdefault(name, []).append(f"{quantity.name} {value:.1e} > {bound:.0e}")
@@ -299,9 +297,36 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
             found.differences.append(f"{name} in {dtype}: {'; '.join(lines)}{where}")
 
 
+def deviations(
+    measure: Callable[[T, T], float], evidence: Mapping[str, T], reference: T
+) -> tuple[dict[str, float], dict[str, float]]:
+    """How far each backend is from the reference, and each pair, "torch–jax", from each other."""
+    pairs = {f"{a}–{b}": (a, b) for a, b in combinations(evidence, 2)}
+    sides = [(found, reference) for found in evidence.values()]
+    sides += [(evidence[a], evidence[b]) for a, b in pairs.values()]
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # NumPy computes on several cores that way
+        values = list(pool.map(measure, *zip(*sides, strict=True)))
+    return dict(zip(evidence, values, strict=False)), dict(zip(pairs, values[len(evidence) :], strict=True))
+
+
+def worst_pair(between: Mapping[str, float]) -> tuple[float, str]:
+    """The largest deviation between two backends, and which two; NaN is the largest of all."""
+    worst = max(between, key=lambda pair: np.nan_to_num(between[pair], nan=np.inf))
+    return between[worst], worst
+
+
+def first_outside(kind: str, walk: Iterable[tuple[str, float]], bound: float) -> str:
+    """Which of these deviations, in the order of computation, is the first out of bounds; "" if none is."""
+    before = "it is the first"
+    for name, value in walk:
+        if not value <= bound:
+            return f"First {kind} that differs: {name}, by {value:.1e} ({before})"
+        before = f"{name} just before: {value:.1e}"
+    return ""
+
+
 def first_difference(a: Evidence, b: Evidence, dtype: str) -> str:
     """Where `a` parts ways with `b`: the first layer, in the order of computation, and the one before."""
-    bound = {"float64": 1e-12, "float32": 1e-5}[dtype]
     largest = max(np.abs(gradient).max() for gradient in b.training.gradients.values())
 
     def gradients() -> Iterator[tuple[str, float]]:  # computed from the last layer to the first
@@ -319,9 +344,6 @@ def first_difference(a: Evidence, b: Evidence, dtype: str) -> str:
         ("trained weight", ((n, deviation(a.trained[n], b.trained[n])) for n in b.trained)),
     ]
     for kind, walk in walks:
-        before = "it is the first"
-        for name, value in walk:
-            if not value <= bound:
-                return f". First {kind} that differs: {name}, by {value:.1e} ({before})"
-            before = f"{name} just before: {value:.1e}"
+        if line := first_outside(kind, walk, LAYER_BOUNDS[dtype]):
+            return f". {line}"
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,19 +50,39 @@ def read_images(
     return [path.name for path in paths], x
 
 
-def _array(path: Path, arch: Architecture) -> NDArray:
+def read_array(path: Path) -> NDArray:
+    """The array in a .npy file.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: if it is no such file, or holds Python objects, which are never unpickled.
+    """
+    if not path.is_file():
+        raise MissingFile(f"{path} not found; give an array that numpy.save wrote")
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        raise BadInput(f"{path} is not an array that numpy.save wrote; give (N, C, H, W) numbers") from None
-    if not isinstance(array, np.ndarray) or (array.dtype != np.uint8 and array.dtype.kind != "f"):
-        raise BadInput(f"{path} must hold uint8 or floating point numbers")
+    except (OSError, ValueError, EOFError, BadZipFile):
+        array = None
+    if not isinstance(array, np.ndarray):
+        raise BadInput(f"{path} is not an array that numpy.save wrote; give (N, C, H, W) numbers")
+    return array
+
+
+def check_images(name: str, array: NDArray, arch: Architecture) -> None:
+    """Raise `ValueError` unless these numbers are finite images (N, C, H, W) for the network."""
     try:
         arch.check_input(array.shape)
     except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
+        raise BadInput(f"{name}: {error}") from None
     if not np.isfinite(array).all():
-        raise BadInput(f"{path} has values that are NaN or infinite")
+        raise BadInput(f"{name} has values that are NaN or infinite")
+
+
+def _array(path: Path, arch: Architecture) -> NDArray:
+    array = read_array(path)
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise BadInput(f"{path} must hold uint8 or floating point numbers")
+    check_images(str(path), array, arch)
     return array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
 
 

@@ -174,7 +174,7 @@ class Pass:
         """A batch norm layer; in training it notes what the running statistics become."""
         mean, var = (self.weights[f"{name}.{statistic}"] for statistic in ("running_mean", "running_var"))
         if not self.training:
-            return batch_norm(x, *self._parameters(name), mean, var), _evaluation_has_no_gradient
+            return batch_norm(x, *self._parameters(name), mean, var), evaluation_has_no_gradient
         y, batch_mean, batch_var, backward = batch_norm_training(x, *self._parameters(name))
         self.running[f"{name}.running_mean"] = DECAY * mean + (1 - DECAY) * batch_mean
         self.running[f"{name}.running_var"] = DECAY * var + (1 - DECAY) * batch_var
@@ -259,7 +259,8 @@ def _walk_back(backs: list[Callable], dy: Array) -> Array:
     return dy
 
 
-def _evaluation_has_no_gradient(dy: Array) -> Array:
+def evaluation_has_no_gradient(dy: Array) -> Array:
+    """The way back through a pass with running statistics: there is none."""
     raise NotImplementedError("gradients are defined for training, with batch statistics")
 
 

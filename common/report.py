@@ -15,26 +15,26 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from common.backend import BACKENDS, Backend
-from common.compare import Comparison, Job, quantities
+from common.compare import LAYER_BOUNDS, Comparison, Findings, quantities
 from common.files import write_atomically
 from common.summary import Part, Row
+from common.verify import BOUNDS, Match
 
 ROOMS = ("layers", "blocks", "resnet", "training", "backend")
 LABELS = {"mxnet": "MXNet", "torch": "PyTorch", "tf": "TensorFlow", "jax": "JAX", "oracle": "oracle"}
 
 
 @dataclass(frozen=True)
-class Report:
-    """A comparison, and what it was of."""
+class Outcome:
+    """What was found of the backends asked for."""
 
-    arch: str
-    source: str
-    found: Comparison
+    found: Findings
     chosen: list[Backend]
 
     @property
@@ -75,16 +75,25 @@ class Report:
         return f"SAME: {names} and the oracle are one network, to the last digits of {self.precision}"
 
     @property
+    def precision(self) -> str:
+        """The finest type compared."""
+        return "float64" if "float64" in self.found.deviations else "float32"
+
+
+@dataclass(frozen=True)
+class Report(Outcome):
+    """A comparison, and what it was of."""
+
+    found: Comparison
+    arch: str
+    source: str
+
+    @property
     def rows(self) -> dict[str, list[Row]]:
         """The layer summary of the oracle and of each backend, in the order they are shown."""
         evidence = self.found.evidence
         by_name = {name: found.rows for (name, _), found in evidence.items()}
         return {name: by_name[name] for name in ("oracle", *self.compared) if name in by_name}
-
-    @property
-    def precision(self) -> str:
-        """The finest type compared."""
-        return "float64" if "float64" in self.found.deviations else "float32"
 
     @property
     def bounds(self) -> dict[str, dict[str, float]]:
@@ -93,11 +102,12 @@ class Report:
 
 
 @contextmanager
-def progress(arch: str, job: Job, source: str) -> Iterator[Callable[[str], None]]:
+def progress(doing: str, what: str, x: NDArray, source: str) -> Iterator[Callable[[str], None]]:
     """Say what begins, and then each thing done with the time since; a spinner where there is a terminal."""
     console = _console()
-    shape = "×".join(str(size) for size in job.x.shape[1:])
-    console.print(f"Comparing [bold]{arch}[/] on {len(job.x)} images of {shape} from {source}")
+    shape = "×".join(str(size) for size in x.shape[1:])
+    begins = f"{doing} [bold]{_escape(what)}[/] on {len(x)} images of {shape} from {_escape(source)}"
+    console.print(begins, soft_wrap=True)
     start = time.perf_counter()
     with console.status("computing"):
         yield lambda line: console.print(f"{time.perf_counter() - start:7.1f} s  {line}", highlight=False)
@@ -109,10 +119,44 @@ def show(report: Report) -> None:
     show_backends(report.chosen)
     show_summary(report.rows)
     for dtype in report.found.deviations:
-        console.print(_deviation_table(report, dtype))
+        console.print(_deviation_table(report, dtype, report.bounds))
     if report.found.timings:
         console.print(_timing_table(report))
-    console.print(report.verdict, style="bold green" if report.proven else "bold red", highlight=False)
+    _show_verdict(report.verdict, report.proven)
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """Print how far the backends are from the oracle in each layer, and the verdict."""
+    show_backends(outcome.chosen)
+    for dtype, by_layer in outcome.found.deviations.items():
+        _console().print(_deviation_table(outcome, dtype, dict.fromkeys(by_layer, LAYER_BOUNDS)))
+    _show_verdict(outcome.verdict, outcome.proven)
+
+
+def show_match(match: Match, name: str) -> None:
+    """Print how far a recording is from the oracle in each layer, and the verdict."""
+    bound = BOUNDS[match.precision]
+    table = Table(
+        "against the oracle",
+        title=f"Deviations of {_escape(name)}, whose values are {match.precision}",
+        box=box.SIMPLE,
+        title_justify="left",
+    )
+    for heading in ("recorded as", "deviation", "with the cause", "bound"):
+        table.add_column(heading)
+    for line in match.lines:
+        explained = "" if line.explained is None else f"{line.explained:.1e}"
+        table.add_row(line.layer, line.layout, _number(line.deviation, bound), explained, f"{bound:.0e}")
+    _console().print(table)
+    if match.ignored:
+        _console().print(f"Not compared: {_escape(', '.join(map(repr, match.ignored)))}", soft_wrap=True)
+    if match.agrees:
+        verdict = (
+            f"SAME: the recording and the oracle are one network, to the last digits of {match.precision}"
+        )
+    else:
+        verdict = f"DIFFERENT: {match.difference}. {match.cause}"
+    _show_verdict(verdict, match.agrees)
 
 
 def show_backends(chosen: list[Backend]) -> None:
@@ -159,20 +203,20 @@ def show_summary(rows: Mapping[str, list[Row]]) -> None:
     _console().print(table)
 
 
-def _deviation_table(report: Report, dtype: str) -> Table:
+def _deviation_table(outcome: Outcome, dtype: str, bounds: Mapping[str, Mapping[str, float]]) -> Table:
     table = Table(
         "against the oracle",
-        *[LABELS[name] for name in report.compared],
+        *[LABELS[name] for name in outcome.compared],
         "worst pair",
         "bound",
         title=f"Deviations in {dtype}",
         box=box.SIMPLE,
         title_justify="left",
     )
-    for quantity, by_backend in report.found.deviations[dtype].items():
-        bound = report.bounds[quantity].get(dtype)
-        worst, pair = report.found.worst_pairs[dtype].get(quantity, (0.0, ""))
-        cells = [_number(by_backend[name], bound) for name in report.compared]
+    for quantity, by_backend in outcome.found.deviations[dtype].items():
+        bound = bounds[quantity].get(dtype)
+        worst, pair = outcome.found.worst_pairs[dtype].get(quantity, (0.0, ""))
+        cells = [_number(by_backend[name], bound) for name in outcome.compared]
         table.add_row(
             quantity,
             *cells,
@@ -332,6 +376,10 @@ def _console() -> Console:
     """The terminal; a log has no width, and is given what the widest table needs."""
     console = Console()
     return console if console.is_terminal else Console(width=120)
+
+
+def _show_verdict(line: str, good: bool) -> None:
+    _console().print(line, style="bold green" if good else "bold red", highlight=False, markup=False)
 
 
 def _shape(row: Row) -> str:

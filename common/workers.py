@@ -7,8 +7,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing import get_context
+from queue import SimpleQueue
 from typing import Any
 
 
@@ -31,6 +32,26 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self._process.shutdown(wait=False, cancel_futures=True)
+
+
+class Shares:
+    """This process' cores, dealt into at most so many shares; each serves one worker at a time."""
+
+    def __init__(self, most: int) -> None:
+        self._free: SimpleQueue[set[int]] = SimpleQueue()
+        for share in share_cores(most):
+            self._free.put(share)
+        self.count = self._free.qsize()
+
+    @contextmanager
+    def worker(self) -> Iterator[Worker]:
+        """A worker with a share of its own, once one is free."""
+        share = self._free.get()
+        try:
+            with closing(Worker(share)) as worker:
+                yield worker
+        finally:
+            self._free.put(share)
 
 
 def share_cores(most: int) -> list[set[int]]:

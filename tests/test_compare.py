@@ -1,6 +1,7 @@
 """The main job's judgement, with the oracle's own evidence standing in for the frameworks'."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -44,6 +45,11 @@ def judged(job: Job, oracle: Evidence, **frameworks: Evidence) -> Comparison:
         found.evidence[name, "float64"] = evidence
     judge(found, list(frameworks), ["float64"])
     return found
+
+
+def test_the_oracle_computes_on_the_cpu_whatever_the_device(job: Job, oracle: Evidence) -> None:
+    found = collect("oracle", dataclasses.replace(job, device="gpu"), "float64")
+    assert deviation(found.logits, oracle.logits) == 0
 
 
 def test_deviations_are_what_they_say() -> None:
@@ -106,7 +112,7 @@ def test_another_summary_is_a_difference(job: Job, oracle: Evidence) -> None:
 
 
 def report_of(found: Comparison, *names: str) -> Report:
-    return Report("small", "a test", found, [BACKENDS[name] for name in names])
+    return Report(found, [BACKENDS[name] for name in names], "small", "a test")
 
 
 @pytest.fixture

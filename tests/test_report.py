@@ -39,7 +39,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     absent = copy.copy(BACKENDS["mxnet"])
     object.__setattr__(absent, "packages", ("no_such_framework",))
     folder = tmp_path_factory.mktemp("report")
-    write(Report("small <net>", "a test", found, [*everywhere[1:], absent]), folder)
+    write(Report(found, [*everywhere[1:], absent], "small <net>", "a test"), folder)
     return folder / "report.html"
 
 
