@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from common import oracle
+from common import imagenet, oracle
 from common.architecture import Architecture, Block
 from common.oracle import Array
 from common.weights import STATISTICS, Weights, is_statistic
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Trap:
 def _normalised(x: Array) -> Array:
     if x.shape[1] != 3:
         return x
-    mean, std = (np.reshape(values, (3, 1, 1)) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (np.reshape(values, (3, 1, 1)) for values in (imagenet.MEAN, imagenet.STD))
     return (x - mean) / std
 
 
