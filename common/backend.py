@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from common.architecture import Architecture, Shape, unknown
 from common.errors import BadInput
 from common.summary import Row, summary_rows
-from common.weights import Weights, check_weights
+from common.weights import Weights, check_weights, initial_weights
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Model(ABC):
         self.dtype = "float32" if dtype == "bfloat16" else dtype  # of the arrays
         self.bfloat16 = dtype == "bfloat16"
         self.device = device
+        self._is_new = True  # without weights, until some are loaded or needed
         self._optimizer_settings: tuple[float, float] | None = None
 
     def load_weights(self, weights: Mapping[str, NDArray]) -> None:
@@ -68,10 +69,12 @@ class Model(ABC):
         """
         checked = check_weights(self.arch, weights)
         self._load_weights({name: array.astype(self.dtype) for name, array in checked.items()})
+        self._is_new = False
         self._optimizer_settings = None
 
     def weights(self) -> Weights:
         """Canonical name to a copy of the array in the model's dtype, running statistics included."""
+        self._need_weights()
         return {name: np.array(array) for name, array in self._weights().items()}
 
     def summary(self, input_shape: Shape) -> list[Row]:
@@ -152,7 +155,13 @@ class Model(ABC):
             raise BadInput(f"the optimizer's state does not fit: {error} is missing or not known") from None
         self._optimizer_settings = (momentum, weight_decay)
 
+    def _need_weights(self) -> None:
+        """A model that was given no weights has those of seed 0; they take a while to draw."""
+        if self._is_new:
+            self.load_weights(initial_weights(self.arch))
+
     def _images(self, x: ArrayLike) -> NDArray:
+        self._need_weights()
         images = np.asarray(x)
         if images.dtype.kind not in "fiub":
             raise BadInput(f"images must be numbers, not {images.dtype}")

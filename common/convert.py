@@ -355,6 +355,7 @@ def _detect(names: Names, tensors: Mapping[str, NDArray]) -> Architecture:
         return next(j for j in itertools.count() if f"{names.block.format(k, j)}.{first}" not in tensors)
 
     depths = list(itertools.takewhile(bool, map(depth, itertools.count(names.first))))
+
     def conv(stage: int, i: int) -> str:
         return f"{names.block.format(stage + names.first, 0)}.{names.conv.format(i - 1 + names.first)}"
 

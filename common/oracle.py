@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import common.backend as contract
 from common.architecture import Architecture, Block
 from common.errors import BadInput
-from common.weights import Weights, initial_weights, is_statistic
+from common.weights import Weights, is_statistic
 
 EPSILON = 1e-5  # added to the variance in batch norm
 DECAY = 0.9  # share of the old value that a running statistic keeps
@@ -271,7 +271,6 @@ class Model(contract.Model):
         if device != "cpu":
             raise BadInput("the oracle has no GPU; build it with device cpu")
         super().__init__(arch, "float64", "cpu")
-        self._state = initial_weights(arch)
 
     def _load_weights(self, weights: Weights) -> None:
         self._state = weights

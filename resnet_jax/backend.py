@@ -15,7 +15,7 @@ import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
 from common.layout import from_channels_last, nchw, nhwc, to_channels_last
-from common.weights import Weights, initial_weights, is_statistic
+from common.weights import Weights, is_statistic
 from resnet_jax.layers import cast
 from resnet_jax.resnet import ResNet
 from resnet_jax.training import loss_and_gradients, train_step
@@ -33,7 +33,6 @@ class Model(contract.Model):
         self._jit_predict = jax.jit(self._evaluate)
         self._jit_activations = jax.jit(partial(self._evaluate, method="activations"))
         self._jit_gradients = jax.jit(partial(loss_and_gradients, self._net))
-        self.load_weights(initial_weights(arch))
 
     def _load_weights(self, weights: Weights) -> None:
         with self._precision():

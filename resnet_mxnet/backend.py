@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
-from common.weights import Weights, initial_weights, is_statistic
+from common.weights import Weights, is_statistic
 from resnet_mxnet.resnet import ResNet
 from resnet_mxnet.training import loss_and_gradients, train_step
 
@@ -24,15 +24,15 @@ class Model(contract.Model):
             raise BadInput("MXNet sees no GPU, its last release has none on PyPI; use device cpu")
         self._device = mx.gpu() if device == "gpu" else mx.cpu()
         self._net = net or ResNet(arch)
-        is_new = any(not parameter._data for parameter in self._net.collect_params().values())
-        self._net.collect_params().reset_ctx(self._device)
-        # Layers find their shapes in float32 only; one image does it, then they may change type.
-        self._net(np.zeros((1, arch.in_channels, 32, 32), ctx=self._device))
+        self._is_new = any(not parameter._data for parameter in self._net.collect_params().values())
         self._net.cast(dtype)
-        self._net.hybridize(static_alloc=True)
         self._parameters = {name: _parameter(self._net, name) for name in arch.parameter_shapes()}
-        if is_new:
-            self.load_weights(initial_weights(arch))
+        if self._is_new:  # layers find their shapes with a first image, but in float32 only: tell them
+            for name, shape in arch.parameter_shapes().items():
+                self._parameters[name].shape = shape
+                self._parameters[name].initialize(mx.init.Zero(), self._device, force_reinit=True)
+        self._net.collect_params().reset_ctx(self._device)
+        self._net.hybridize(static_alloc=True)
 
     def _load_weights(self, weights: Weights) -> None:
         for name, array in weights.items():

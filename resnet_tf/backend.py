@@ -12,7 +12,7 @@ import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
 from common.layout import from_channels_last, nchw, nhwc, to_channels_last
-from common.weights import Weights, initial_weights, is_statistic
+from common.weights import Weights, is_statistic
 from resnet_tf.layers import precision, use_full_float32
 from resnet_tf.resnet import ResNet
 from resnet_tf.training import loss_and_gradients, train_step
@@ -30,7 +30,7 @@ class Model(contract.Model):
                 raise BadInput("TensorFlow sees no GPU; use device cpu, or install TensorFlow with CUDA")
             use_full_float32()
         self._device = f"/{device.upper()}:0"
-        is_new = net is None or not net.built
+        self._is_new = net is None or not net.built
         with precision(dtype), tf.device(self._device):
             self._net = net or ResNet(arch)
             self._net(tf.zeros((1, 32, 32, arch.in_channels), self.dtype))  # one image makes the variables
@@ -38,8 +38,6 @@ class Model(contract.Model):
         self._predict_graph = tf.function(partial(self._net, training=False))
         self._activations_graph = tf.function(self._net.activations)
         self._gradients_graph = tf.function(partial(loss_and_gradients, self._net))
-        if is_new:
-            self.load_weights(initial_weights(arch))
 
     def _load_weights(self, weights: Weights) -> None:
         for name, array in weights.items():

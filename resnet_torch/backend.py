@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
-from common.weights import Weights, initial_weights, is_statistic
+from common.weights import Weights, is_statistic
 from resnet_torch.layers import use_full_float32
 from resnet_torch.resnet import ResNet
 from resnet_torch.training import loss_and_gradients, train_step
@@ -30,7 +30,7 @@ class Model(contract.Model):
         self._device = torch.device("cuda" if device == "gpu" else "cpu")
         self._net = (net or ResNet(arch)).to(self._device, getattr(torch, self.dtype))
         self._net.bfloat16 = self.bfloat16
-        is_new = any(nn.parameter.is_lazy(parameter) for parameter in self._net.parameters())
+        self._is_new = any(nn.parameter.is_lazy(parameter) for parameter in self._net.parameters())
         with torch.no_grad():  # one image gives the lazy layers their shapes
             self._net.eval()(self._tensor(np.zeros((1, arch.in_channels, 32, 32), self.dtype)))
         state = self._net.state_dict()
@@ -38,8 +38,6 @@ class Model(contract.Model):
         self._parameters = {
             name: self._net.get_parameter(_path(name)) for name in self._tensors if not is_statistic(name)
         }
-        if is_new:
-            self.load_weights(initial_weights(arch))
 
     @torch.no_grad()
     def _load_weights(self, weights: Weights) -> None:
