@@ -124,9 +124,9 @@ def tests_zoo(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def benchmark(session: nox.Session) -> None:
-    """What training costs: `nox -s benchmark -- overhead`, `pipeline`, `precision` or `accuracy`."""
+    """What training costs, and loading: `nox -s benchmark -- overhead`, or another of `benchmarks`."""
     install(session, *FRAMEWORKS)
-    session.run("python", "-m", "benchmarks.training", *session.posargs, env=JAX_CACHE)
+    session.run("python", "-m", "benchmarks", *session.posargs, env=JAX_CACHE)
 
 
 @nox.session(python=PYTHON)

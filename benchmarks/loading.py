@@ -1,7 +1,5 @@
 """How long ResNet-50 takes from nothing to its first logits: under the contract, and its framework's own way.
 
-    python -m benchmarks.loading [BACKEND…]
-
 The framework's own way is the package's class, the framework's file format, its loader, and one call of
 the network, compiled as the adapter compiles it. Importing the framework is left out of both. Each is
 measured in a process of its own, after one throw-away network that warms the framework up.
@@ -146,10 +144,8 @@ def measure(backend: str) -> None:
     print(f"{backend}: {ours:.2f} s under the contract, {own:.2f} s its own way, ratio {ours / own:.2f}")
 
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        measure(sys.argv[2])
-    else:
-        for backend in sys.argv[1:] or available_backends():
-            command = [sys.executable, "-m", "benchmarks.loading", "--measure", backend]
-            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+def loading() -> None:
+    """Every backend in a process of its own."""
+    for backend in available_backends():
+        code = f"from benchmarks.loading import measure; measure({backend!r})"
+        subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)

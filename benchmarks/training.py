@@ -143,11 +143,3 @@ def accuracy() -> None:
     options = ["--backend", "all", "--resize", "28", "--lr", "0.05", "--momentum", "0.9", *schedule]
     sys.argv = ["resnet-tabs", "train", "resnet18", *options]
     cli.main()
-
-
-if __name__ == "__main__":
-    benchmarks = {"overhead": overhead, "pipeline": pipeline, "precision": precision, "accuracy": accuracy}
-    for name in sys.argv[1:] or ["overhead", "pipeline", "precision"]:
-        if name not in benchmarks:
-            sys.exit(f"unknown benchmark {name!r}; known: {', '.join(benchmarks)}")
-        benchmarks[name]()
