@@ -89,7 +89,7 @@ class Model(ABC):
     def activations(self, x: ArrayLike) -> dict[str, NDArray]:
         """Outputs of b1, b2, … as (N, C, H, W) and of last as (N, classes), with running statistics."""
         outputs = self._activations(self._images(x))
-        return {name: outputs[name] for name in self.arch.stage_names()}
+        return {name: outputs[name].astype(self.dtype, copy=False) for name in self.arch.stage_names()}
 
     def loss_and_gradients(self, x: ArrayLike, y: ArrayLike) -> Evaluation:
         """A training pass with batch statistics that leaves the model unchanged; `y` is int (N,)."""
@@ -142,6 +142,7 @@ class Model(ABC):
         Raises:
             ValueError: if a name or a shape is not this network's.
         """
+        self._need_weights()
         shapes = self.arch.parameter_shapes()
         for name, array in state.items():
             if name in shapes and array.shape != shapes[name]:

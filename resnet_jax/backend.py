@@ -52,7 +52,7 @@ class Model(contract.Model):
     def _activations(self, x: NDArray) -> dict[str, NDArray]:
         with self._precision():
             outputs = self._jit_activations(self._variables, self._images_in(x))
-        return {name: nchw(np.asarray(output, self.dtype)) for name, output in outputs.items()}
+        return {name: nchw(np.asarray(output)) for name, output in outputs.items()}
 
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
         with self._precision():
