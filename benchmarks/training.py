@@ -28,7 +28,7 @@ from common.workers import quiet
 ARCH = architecture("resnet18")
 BATCH_SIZE = 128
 LR, MOMENTUM = 0.01, 0.9
-ROUNDS, STEPS = 5, 10
+ROUNDS, STEPS = 3, 6
 HALVES = ("torch", "jax", "tf")  # backends that have bfloat16
 
 
