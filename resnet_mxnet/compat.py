@@ -6,6 +6,7 @@ afterwards, so that NumPy is to everybody else what it was. The NumPy interface 
 """
 
 import importlib
+import os
 import warnings
 
 import numpy as np
@@ -41,6 +42,11 @@ _REMOVED = {
     "trapz": np.trapezoid,
     **dict.fromkeys(("fv", "ipmt", "irr", "mirr", "nper", "npv", "pmt", "ppmt", "pv", "rate"), _gone),
 }
+
+# Trap: MXNet halves the OpenMP threads of the whole process, PyTorch's too, unless it is told a number.
+if "OMP_NUM_THREADS" not in os.environ:
+    _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("MXNET_OMP_MAX_THREADS", str(_cores))
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # NumPy warns about the very names that are lent

@@ -202,6 +202,22 @@ def test_all_frameworks_live_in_one_process_whichever_comes_first(backends: list
     assert python(PREDICT_IN_THIS_ORDER, *backends[::order]) == "all agree\n"
 
 
+THREADS = """
+import torch
+before = torch.get_num_threads()
+import resnet_mxnet, mxnet
+mxnet.np.ones((2, 2)).asnumpy()
+assert torch.get_num_threads() == before
+print("as before")
+"""
+
+
+def test_mxnet_leaves_pytorch_its_threads(backends: list[str]) -> None:
+    if not {"mxnet", "torch"} <= set(backends):
+        pytest.skip("MXNet and PyTorch are not both under test")
+    assert python(THREADS) == "as before\n"
+
+
 # The chapter's calls
 
 

@@ -23,7 +23,7 @@ from common.architecture import Architecture
 from common.backend import BACKENDS
 from common.data import FashionMNIST
 from common.errors import BadInput, Stopped
-from common.runs import Run, is_finished, read_history, read_settings
+from common.runs import Run, is_finished, is_run, read_history
 from common.weights import Weights
 from tests.helpers import build, deviation, one_line
 from tests.running import (
@@ -113,12 +113,13 @@ def test_a_stopped_run_goes_on_to_the_same_bit(
     data = tiny_data()
     run = settings(backend, data)
     expected, whole = train(run, data, tmp_path / "whole")
+    heard_before = signal.getsignal(signal.SIGINT)
     Once(monkeypatch, lines, lambda _: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Stopped) as error:
         train(run, data, tmp_path / "stopped")
     one_line(error, f"stopped after step {min(lines, 5)}", "go on with: the command")
     assert error.value.exit_code == 130
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is heard_before
     found, resumed = train(run, data, tmp_path / "stopped", resume=True)
     assert_identical(found.weights(), expected.weights())
     assert without_times(resumed.history) == without_times(whole.history)
@@ -170,10 +171,10 @@ KILLS = {"torch": 10, "oracle": 10}
 FEWER_KILLS = 2  # the others take seconds to start
 
 
-def kill_at_random_moments(backend: str, folder: Path, kills: int) -> tuple[Weights, list[dict[str, Any]]]:
-    """The weights and history of a run that was killed so often, and gone on with."""
+def killed(backend: str, folder: Path, epochs: int, kills: int) -> tuple[Weights, list[dict[str, Any]]]:
+    """The weights and history of a run that was killed so often, at random moments, and gone on with."""
     data = tiny_data(limit_train=80)
-    run = settings(backend, data, epochs=2 * kills)
+    run = settings(backend, data, epochs=epochs)
     Run.start(folder / "settings", run, "")
     moments = random.Random(0)
     environment = {**os.environ, "RESNET_TABS_DATA": "", "XDG_CACHE_HOME": str(folder)}
@@ -192,19 +193,17 @@ def kill_at_random_moments(backend: str, folder: Path, kills: int) -> tuple[Weig
         assert process.returncode in (-signal.SIGKILL, 0), said
         if process.returncode == 0:
             break
-    if not is_finished(folder / "run"):
+    if not (is_run(folder / "run") and is_finished(folder / "run")):
         subprocess.run([sys.executable, "-c", KILLABLE, str(folder)], env=environment, check=True)
     return load_checkpoint(folder / "run" / "last.safetensors")[1], read_history(folder / "run")
 
 
 def test_a_killed_run_goes_on_to_the_same_bit(backend: str, tmp_path: Path) -> None:
     kills = KILLS.get(backend, FEWER_KILLS)
-    weights, history = kill_at_random_moments(backend, tmp_path, kills)
-    run = read_settings(tmp_path / "settings")
-    data = tiny_data(limit_train=80)
-    expected, whole = train(run, data, tmp_path / "whole")
-    assert_identical(weights, expected.weights())
-    assert without_times(history) == without_times(whole.history)
+    weights, history = killed(backend, tmp_path / "killed", 2 * kills, kills)
+    expected, whole = killed(backend, tmp_path / "whole", 2 * kills, kills=0)
+    assert_identical(weights, expected)
+    assert without_times(history) == without_times(whole)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
