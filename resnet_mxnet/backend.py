@@ -31,7 +31,8 @@ class Model(contract.Model):
             for name, shape in arch.parameter_shapes().items():
                 self._parameters[name].shape = shape
                 self._parameters[name].initialize(mx.init.Zero(), self._device, force_reinit=True)
-        self._net.collect_params().reset_ctx(self._device)
+        else:
+            self._net.collect_params().reset_ctx(self._device)
         self._net.hybridize(static_alloc=True)
 
     def _load_weights(self, weights: Weights) -> None:
