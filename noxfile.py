@@ -14,8 +14,8 @@ nox.options.sessions = ["tests"]
 PYTHON = "3.11"
 FRAMEWORKS = ("torch", "tf", "jax", "mxnet")
 # What a framework has a part in; the rest of the suite is the same whatever is installed.
-IN_PROCESS = [f"tests/test_{part}.py" for part in ("backends", "checkpoints", "packages", "training")]
-FRAMEWORK_TESTS = [*IN_PROCESS, *(f"tests/test_{part}.py" for part in ("cli", "cli_training", "readme"))]
+CONTRACT_TESTS = [f"tests/test_{part}.py" for part in ("backends", "checkpoints", "packages")]
+COMMAND_TESTS = [f"tests/test_{part}.py" for part in ("cli", "cli_training", "readme", "training")]
 CONSTRAINTS = ("--constraint", "constraints.txt")
 
 # XLA compiles each network for seconds, and the tests of every Python compile the same ones.
@@ -77,7 +77,7 @@ def tests(session: nox.Session) -> None:
 def one_framework(session: nox.Session, framework: str) -> None:
     """The suite with only one framework installed: a package needs no other than its own."""
     install(session, framework, extras="test")
-    files = FRAMEWORK_TESTS if session.python == PYTHON else IN_PROCESS  # the command is the same on all
+    files = CONTRACT_TESTS + COMMAND_TESTS * (session.python == PYTHON)  # commands are the same on all
     session.run("pytest", f"--backends={framework}", *(session.posargs or files), env=JAX_CACHE)
 
 
