@@ -46,12 +46,13 @@ class Model(ABC):
         dtype: one of `dtypes`. In "bfloat16" products are computed in bfloat16; weights, running
             statistics, the loss and all arrays in and out stay float32 (Micikevicius et al. 2018).
         device: "cpu" or "gpu".
-        net: a network of the package's own to train in place of a new one.
+
+    A package's own model takes `net` besides: a network of the package to serve in place of a new one.
     """
 
     dtypes: tuple[str, ...] = ("float32", "float64")
 
-    def __init__(self, arch: Architecture, dtype: str, device: str, net: Any = None) -> None:
+    def __init__(self, arch: Architecture, dtype: str, device: str) -> None:
         if dtype not in self.dtypes:
             raise BadInput(f"no {dtype} in this backend; give {' or '.join(self.dtypes)}")
         self.arch = arch

@@ -203,6 +203,7 @@ def predict(
     from common.data import CLASSES
     from common.files import write_atomically
     from common.images import read_images
+    from common.oracle import softmax
 
     name = any_backend(backend)
     check_device(device)
@@ -224,9 +225,7 @@ def predict(
         classes = imagenet.classes()
     elif network.num_classes == len(CLASSES):
         classes = CLASSES
-    exponentials = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(1, keepdims=True)
-    for image, row in zip(names, probabilities, strict=True):
+    for image, row in zip(names, softmax(logits), strict=True):
         likeliest = row.argsort()[::-1][: 5 if dataset == imagenet.NAME else 3]
         typer.echo(f"{image}: {', '.join(f'{classes[i]} {row[i]:.4f}' for i in likeliest)}")
 

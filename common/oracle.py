@@ -146,6 +146,12 @@ def dense(x: Array, weight: Array, bias: Array) -> tuple[Array, Callable]:
     return x @ weight.T + bias, lambda dy: (dy @ weight, dy.T @ x, dy.sum(0))
 
 
+def softmax(logits: Array) -> Array:
+    """Probabilities (N, classes)."""
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))  # so that none overflows
+    return exponentials / exponentials.sum(1, keepdims=True)
+
+
 def softmax_cross_entropy(logits: Array, labels: NDArray[np.integer]) -> tuple[float, Array]:
     """Mean loss over the batch, and its gradient with respect to the logits."""
     shifted = logits - logits.max(1, keepdims=True)  # so that no exponential overflows

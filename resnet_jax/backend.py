@@ -27,7 +27,7 @@ class Model(contract.Model):
     dtypes = ("float32", "float64", "bfloat16")
 
     def __init__(self, arch: Architecture, dtype: str, device: str, net: ResNet | None = None) -> None:
-        super().__init__(arch, dtype, device, net)
+        super().__init__(arch, dtype, device)
         self._device = _find_device(device)
         self._net = (net or ResNet(arch)).clone(training=True)
         self._jit_predict = jax.jit(self._evaluate)

@@ -19,7 +19,7 @@ class Model(contract.Model):
     """A ResNet in MXNet under the contract."""
 
     def __init__(self, arch: Architecture, dtype: str, device: str, net: ResNet | None = None) -> None:
-        super().__init__(arch, dtype, device, net)
+        super().__init__(arch, dtype, device)
         if device == "gpu" and not mx.context.num_gpus():
             raise BadInput("MXNet sees no GPU, its last release has none on PyPI; use device cpu")
         self._device = mx.gpu() if device == "gpu" else mx.cpu()

@@ -22,7 +22,7 @@ class Model(contract.Model):
     dtypes = ("float32", "float64", "bfloat16")
 
     def __init__(self, arch: Architecture, dtype: str, device: str, net: ResNet | None = None) -> None:
-        super().__init__(arch, dtype, device, net)
+        super().__init__(arch, dtype, device)
         if device == "gpu":
             if not torch.cuda.is_available():
                 raise BadInput("PyTorch sees no GPU; use device cpu, or install PyTorch with CUDA")
