@@ -284,6 +284,12 @@ def architecture(name: str, in_channels: int = 1, num_classes: int = 10) -> Arch
     return Architecture(**ZOO[name], in_channels=in_channels, num_classes=num_classes)
 
 
+def published(cls: type, num_classes: int = 10) -> Architecture:
+    """The network of the zoo that a class, or the nearest one it is derived from, is named after."""
+    names = (parent.__name__.lower() for parent in cls.__mro__)
+    return architecture(next(name for name in names if name in ZOO), num_classes=num_classes)
+
+
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """The line for a name nobody knows: the nearest known one, and all of them."""
     nearest = get_close_matches(name, known, n=1, cutoff=0.4)

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from common.architecture import Architecture, Shape, unknown
-from common.errors import BadInput
+from common.errors import BadInput, MissingBackend
 from common.summary import Row, summary_rows
 from common.weights import Weights, check_weights, initial_weights
 
@@ -213,9 +214,11 @@ class Backend:
     """Where a backend lives and how its framework is installed; nothing is imported until `build`."""
 
     name: str
+    label: str
     module: str
     packages: tuple[str, ...]
     install: str
+    suffixes: tuple[str, ...] = ()  # of the files that the package's `files.py` reads
 
     @property
     def installed(self) -> bool:
@@ -244,22 +247,42 @@ class Backend:
         """
         return import_module(self.module).Model(net.arch, "float32", device, net)
 
+    def read_tensors(self, path: Path) -> tuple[dict[str, NDArray], list[str]]:
+        """Name to array of a file its framework wrote, and the names that were bfloat16 and are now float32.
 
-ORACLE = Backend("oracle", "common.oracle", ("numpy",), "pip install numpy")
+        Nothing that the file may hold besides is run.
+
+        Raises:
+            ValueError: if the file is damaged, or holds more than tensors that NumPy can hold.
+        """
+        return import_module(self.module.replace(".backend", ".files")).read_tensors(path)
+
+
+ORACLE = Backend("oracle", "oracle", "common.oracle", ("numpy",), "pip install numpy")
 
 BACKENDS = {
     backend.name: backend
     for backend in (
         Backend(
             "mxnet",
+            "MXNet",
             "resnet_mxnet.backend",
             ("mxnet",),
             # MXNet's metadata asks for NumPy 1, which no current JAX shares; it runs on NumPy 2.
             'pip install "resnet-tabs[mxnet]" && pip install --no-deps mxnet==1.9.1',
         ),
-        Backend("torch", "resnet_torch.backend", ("torch",), 'pip install "resnet-tabs[torch]"'),
-        Backend("tf", "resnet_tf.backend", ("tensorflow",), 'pip install "resnet-tabs[tf]"'),
-        Backend("jax", "resnet_jax.backend", ("jax", "flax", "optax"), 'pip install "resnet-tabs[jax]"'),
+        Backend(
+            "torch",
+            "PyTorch",
+            "resnet_torch.backend",
+            ("torch",),
+            'pip install "resnet-tabs[torch]"',
+            (".pth", ".pt", ".bin"),
+        ),
+        Backend("tf", "TensorFlow", "resnet_tf.backend", ("tensorflow",), 'pip install "resnet-tabs[tf]"'),
+        Backend(
+            "jax", "JAX", "resnet_jax.backend", ("jax", "flax", "optax"), 'pip install "resnet-tabs[jax]"'
+        ),
     )
 }
 
@@ -285,5 +308,5 @@ def load_backend(name: str) -> Backend:
     """
     backend = find_backend(name)
     if not backend.installed:
-        raise BadInput(f"backend {name!r} is not installed; run: {backend.install}")
+        raise MissingBackend(f"backend {name!r} is not installed; run: {backend.install}")
     return backend

@@ -12,6 +12,10 @@ class MissingFile(BadInput, FileNotFoundError):
         return str(self.args[0])
 
 
+class MissingBackend(BadInput):
+    """A framework that is not installed."""
+
+
 class Stopped(RuntimeError):
     """A training run that ended early; the message says where, why, and how to go on."""
 

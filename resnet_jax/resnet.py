@@ -1,11 +1,10 @@
 """ResNet: a stem, stages of blocks, and a classifier (He et al. 2015, table 1)."""
 
 from dataclasses import field
-from typing import ClassVar
 
 from flax import linen as nn
 
-from common.architecture import Architecture, Block, architecture
+from common.architecture import Architecture, Block, published
 from resnet_jax.blocks import Residual, ResNeXtBlock
 from resnet_jax.layers import BatchNorm, Conv, Dense, global_average_pool, max_pool
 from resnet_jax.training import Classifier
@@ -58,59 +57,42 @@ class ResNet(Classifier):
 
 
 class Published(ResNet):
-    """A network of a paper: the one that its class names in the zoo."""
+    """A network of a paper: that of the zoo which its class is named after."""
 
-    zoo: ClassVar[str]
     arch: Architecture = field(init=False)
 
     def __post_init__(self) -> None:
-        self.arch = architecture(self.zoo, num_classes=self.num_classes)
+        self.arch = published(type(self), self.num_classes)
         super().__post_init__()
 
 
 class ResNet18(Published):
     """ResNet-18 (He et al. 2015, table 1)."""
 
-    zoo = "resnet18"
-
 
 class ResNet34(Published):
     """ResNet-34 (He et al. 2015, table 1)."""
-
-    zoo = "resnet34"
 
 
 class ResNet50(Published):
     """ResNet-50 (He et al. 2015, table 1)."""
 
-    zoo = "resnet50"
-
 
 class ResNet101(Published):
     """ResNet-101 (He et al. 2015, table 1)."""
-
-    zoo = "resnet101"
 
 
 class ResNet152(Published):
     """ResNet-152 (He et al. 2015, table 1)."""
 
-    zoo = "resnet152"
-
 
 class ResNeXt50_32x4d(Published):
     """ResNeXt-50 32×4d (Xie et al. 2016, table 1)."""
-
-    zoo = "resnext50_32x4d"
 
 
 class ResNeXt101_32x8d(Published):
     """ResNeXt-101 32×8d (Mahajan et al. 2018, section 2)."""
 
-    zoo = "resnext101_32x8d"
-
 
 class ResNeXt101_64x4d(Published):
     """ResNeXt-101 64×4d (Xie et al. 2016, section 5.1)."""
-
-    zoo = "resnext101_64x4d"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from keras import Sequential, layers
 
-from common.architecture import Architecture, Block, architecture
+from common.architecture import Architecture, Block, published
 from resnet_tf.blocks import Residual, ResNeXtBlock
 from resnet_tf.layers import BatchNormalization, Conv2D, MaxPool2D
 from resnet_tf.training import Classifier
@@ -57,57 +57,39 @@ class ResNet(Classifier):
 
 
 class Published(ResNet):
-    """A network of a paper: the one that its class names in the zoo."""
-
-    zoo: str
+    """A network of a paper: that of the zoo which its class is named after."""
 
     def __init__(self, lr: float = 0.1, num_classes: int = 10) -> None:
-        super().__init__(architecture(self.zoo, num_classes=num_classes), lr)
+        super().__init__(published(type(self), num_classes), lr)
 
 
 class ResNet18(Published):
     """ResNet-18 (He et al. 2015, table 1)."""
 
-    zoo = "resnet18"
-
 
 class ResNet34(Published):
     """ResNet-34 (He et al. 2015, table 1)."""
-
-    zoo = "resnet34"
 
 
 class ResNet50(Published):
     """ResNet-50 (He et al. 2015, table 1)."""
 
-    zoo = "resnet50"
-
 
 class ResNet101(Published):
     """ResNet-101 (He et al. 2015, table 1)."""
-
-    zoo = "resnet101"
 
 
 class ResNet152(Published):
     """ResNet-152 (He et al. 2015, table 1)."""
 
-    zoo = "resnet152"
-
 
 class ResNeXt50_32x4d(Published):
     """ResNeXt-50 32×4d (Xie et al. 2016, table 1)."""
-
-    zoo = "resnext50_32x4d"
 
 
 class ResNeXt101_32x8d(Published):
     """ResNeXt-101 32×8d (Mahajan et al. 2018, section 2)."""
 
-    zoo = "resnext101_32x8d"
-
 
 class ResNeXt101_64x4d(Published):
     """ResNeXt-101 64×4d (Xie et al. 2016, section 5.1)."""
-
-    zoo = "resnext101_64x4d"

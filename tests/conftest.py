@@ -40,8 +40,8 @@ def device(pytestconfig: pytest.Config) -> str:
 def sample_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The shipped sample is the data, whatever else is on the machine."""
     monkeypatch.delenv("RESNET_TABS_DATA", raising=False)
-    monkeypatch.setattr("common.data.DEBIAN", tmp_path / "none")
-    monkeypatch.setattr("common.data._cache", lambda: tmp_path / "none")
+    monkeypatch.setattr("common.data.fashion_mnist.DEBIAN", tmp_path / "none")
+    monkeypatch.setattr("common.data.fashion_mnist._cache", lambda: tmp_path / "none")
 
 
 @pytest.fixture

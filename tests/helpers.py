@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 from common.architecture import Architecture
-from common.backend import load_backend
+from common.backend import BACKENDS, load_backend
 from common.errors import BadInput
 from common.weights import Weights, initial_weights
 
@@ -95,6 +96,11 @@ def random_batch(
     generator = np.random.default_rng([seed, 2])
     images = generator.random((count, arch.in_channels, height, width))
     return images, generator.integers(arch.num_classes, size=count)
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Make a backend look as if its framework were not installed."""
+    monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], packages=("no_such_framework",)))
 
 
 def one_line(error: pytest.ExceptionInfo[BaseException], *words: str) -> None:

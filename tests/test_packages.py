@@ -32,8 +32,8 @@ ZOO_CLASSES = {
 }
 CLASSES = ("Residual", "ResNeXtBlock", "ResNet", *ZOO_CLASSES)
 ROOMS = {"__init__.py", "backend.py", "blocks.py", "layers.py", "resnet.py", "training.py"}
-# What must be said before the framework is imported; files that only PyTorch can read.
-MAY_HAVE = {"compat.py", "pickles.py"}
+# What must be said before the framework is imported; the framework's own checkpoint files.
+MAY_HAVE = {"compat.py", "files.py"}
 FRAMEWORKS = {"mxnet", "torch", "tensorflow", "keras", "jax", "jaxlib", "flax", "optax"}
 
 PACKAGES = {name: backend.module.split(".")[0] for name, backend in BACKENDS.items()}
@@ -136,6 +136,31 @@ def imports(path: Path) -> set[str]:
 def test_common_names_no_framework_and_no_backend_in_an_import() -> None:
     for path in folder("common").rglob("*.py"):
         assert not imports(path) & (FRAMEWORKS | set(PACKAGES.values())), path
+
+
+IMPORTERS = {"import_module", "__import__", "find_spec", "run_module", "run_path", "exec", "eval"}
+
+
+def test_common_imports_nothing_by_a_string_but_the_registrys_packages() -> None:
+    """In `backend.py` the registry's modules are imported; nowhere else is a module found by its name."""
+    for path in folder("common").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        docstrings = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node)
+        }
+        named = {getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(tree)}
+        strings = [
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+        ]
+        if path.name == "backend.py":
+            assert named & IMPORTERS == {"import_module", "find_spec"}
+        else:
+            assert not named & IMPORTERS, path
+            assert not [text for text in strings for name in PACKAGES.values() if name in text], path
 
 
 @pytest.mark.parametrize("backend_name", PACKAGES)
@@ -289,6 +314,11 @@ def test_layer_summary_prints_the_stages(backend: str, capsys: pytest.CaptureFix
             shape = (shape[0], shape[2], shape[3], shape[1])
         assert line.split(maxsplit=1)[0] == name
         assert line.endswith(f"output shape:\t{shape}")
+
+
+def test_a_class_derived_from_one_of_the_zoo_is_that_network(backend: str) -> None:
+    mine = type("Mine", (package(backend).ResNet34,), {})
+    assert mine().arch == architecture("resnet34")
 
 
 def test_every_network_of_the_zoo_has_a_class() -> None:

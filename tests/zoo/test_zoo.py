@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from common.architecture import ZOO, Architecture, architecture
-from common.convert import Converted, from_family
+from common.interop.convert import Converted, from_family
 from common.summary import parts
-from tests.families import (
+from tests.helpers import ROUNDING, build, deviation, random_batch, worst_gradient
+from tests.interop.families import (
     logits,
     named_as_theirs,
     randomised,
@@ -30,7 +31,6 @@ from tests.families import (
     training,
     transformers,
 )
-from tests.helpers import ROUNDING, build, deviation, random_batch, worst_gradient
 from tests.test_architecture import PUBLISHED
 
 DEEP_ROUNDING = 1e-11  # logits of a hundred layers and more; gradients of fifty
@@ -135,7 +135,8 @@ from pathlib import Path
 def megabytes():  # the most held so far; unlike ru_maxrss, not what the parent held before
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
-from common import cli, convert, weights
+from common import cli, weights
+from common.interop import convert
 import safetensors
 if sys.argv[2].endswith(".pth"):
     import resnet_torch.pickles

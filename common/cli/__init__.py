@@ -1,0 +1,48 @@
+"""The command `resnet-tabs`: one file a command, and the options they share."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from common.cli.compare import compare
+from common.cli.convert import convert
+from common.cli.download import download
+from common.cli.evaluate import evaluate
+from common.cli.predict import predict
+from common.cli.summary import summary
+from common.cli.train import train
+from common.cli.verify import verify
+from common.errors import BadInput, Stopped
+
+app = typer.Typer(
+    help="One ResNet in MXNet, PyTorch, TensorFlow and JAX, proven to be the same network.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (compare, summary, download, train, evaluate, predict, convert, verify):
+    app.command()(command)
+
+
+def main() -> None:
+    """The console script: what goes wrong is one line on standard error; bad input exits with 2."""
+    try:
+        exit_code = app(standalone_mode=False)
+    except BadInput as error:
+        _end(str(error), 2)
+    except typer.TyperException as error:  # of the option parser
+        _end(error.format_message(), 2)
+    except Stopped as error:
+        _end(str(error), error.exit_code)
+    if exit_code == 130:  # what typer makes of KeyboardInterrupt
+        _end("stopped at once", 130)
+    sys.exit(exit_code)
+
+
+def _end(line: str, exit_code: int) -> NoReturn:
+    print(f"resnet-tabs: {line}", file=sys.stderr)
+    sys.exit(exit_code)

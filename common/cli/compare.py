@@ -1,0 +1,78 @@
+"""The command `compare`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.architecture import architecture
+from common.cli.options import Arch, Backends, Device, InputShape, check_device, choose_backends, parse_shape
+from common.errors import BadInput
+
+
+def compare(
+    arch: Arch,
+    backends: Backends = None,
+    input_shape: InputShape = "1,96,96",
+    dtype: Annotated[str, typer.Option(help="float64, float32 or both.")] = "both",
+    steps: Annotated[int, typer.Option(help="SGD steps to take.")] = 20,
+    device: Device = "cpu",
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights to start from. Default: drawn from seed 0.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            envvar="RESNET_TABS_DATA",
+            help="Folder of the full Fashion-MNIST. Default: the shipped sample.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for report.html and results.json.")] = Path(
+        "compare"
+    ),
+) -> None:
+    """Run every backend on the same images and prove that they agree.
+
+    Exits with 0 if they do, 1 if not, 2 if the question makes no sense.
+    """
+    from common.data import eight, full, sample
+    from common.files import output_folder
+    from common.proof import compare as comparing
+    from common.proof import report
+    from common.weights import initial_weights, load_checkpoint
+
+    chosen = choose_backends(backends)
+    shape = parse_shape(input_shape)
+    if dtype not in ("float64", "float32", "both"):
+        raise BadInput(f"unknown dtype {dtype!r}; give float64, float32 or both")
+    check_device(device)
+    if steps < 0:
+        raise BadInput(f"--steps must be 0 or more, not {steps}")
+    network = architecture(arch, in_channels=shape[0])
+    if checkpoint:
+        given, weights = load_checkpoint(checkpoint)
+        if not given.is_like(network):
+            raise BadInput(
+                f"checkpoint {checkpoint} is of another architecture than {arch}: {given.to_json()}"
+            )
+        network = given
+    else:
+        weights = initial_weights(network)
+    network.check_input((1, *shape))
+    images = full(data) if data else sample()
+    folder = output_folder(out)
+
+    x, y = eight(images, network, shape)
+    job = comparing.Job(network, weights, x, y, steps=steps, device=device)
+    installed = [backend.name for backend in chosen if backend.installed]
+    with report.progress("Comparing", arch, x, images.source) as tell:
+        found = comparing.compare(
+            job, installed, ["float64", "float32"] if dtype == "both" else [dtype], tell
+        )
+    result = report.Report(found, chosen, arch, images.source)
+    report.show(result)
+    report.write(result, folder)
+    raise typer.Exit(0 if result.proven else 1)

@@ -1,0 +1,84 @@
+"""The command `convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.errors import BadInput
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A .safetensors, .pth, .pt or .bin file of tensors.")
+    ],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The .safetensors file to write.")],
+    family: Annotated[
+        str, typer.Option("--from", metavar="NAME", help="torchvision, timm, transformers, or auto.")
+    ] = "auto",
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="torchvision or transformers: SOURCE is one of ours, DEST theirs."),
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(metavar="ARCH", help="Refuse any other network. Default: what SOURCE shows.")
+    ] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Refuse any other number of classes.")] = None,
+    in_channels: Annotated[int | None, typer.Option(help="Refuse any other number of channels.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite DEST.")] = False,
+) -> None:
+    """Take a checkpoint of torchvision, timm or transformers, or take one of ours to them.
+
+    The architecture is read off the tensors, and a tensor that has no place in it is an error.
+    """
+    from common.data import imagenet
+    from common.interop import convert as converting
+    from common.weights import load_checkpoint, save_checkpoint, write_safetensors
+
+    if to is not None and family != "auto":
+        raise BadInput("give --from or --to, not both: one side is always this project's")
+    if dest.suffix != ".safetensors":
+        raise BadInput(f"{dest} must end in .safetensors, which is what is written")
+    if dest.exists() and not force:
+        raise BadInput(f"{dest} exists; choose another name, or give --force to overwrite it")
+
+    halves: list[str] = []
+    try:
+        if to is not None:
+            found = converting.to_family(*load_checkpoint(source), to)
+        else:
+            tensors, halves = converting.read_tensors(source)
+            found = converting.from_family(tensors, family)
+            converting.check_config(source)
+        converting.check_network(found.arch, arch, num_classes, in_channels)
+    except BadInput as error:
+        raise BadInput(str(error) if str(source) in str(error) else f"{source}: {error}") from None
+
+    said = {"inference_only": found.inference_only, "rounded": found.rounded}
+    metadata = {name: text for name, text in said.items() if text}
+    if to is not None:
+        write_safetensors(dest, found.tensors, {"format": "pt", **metadata})
+    else:
+        metadata["source"] = found.family
+        if (found.arch.in_channels, found.arch.num_classes) == (3, imagenet.NUM_CLASSES):
+            metadata["dataset"] = imagenet.NAME
+        save_checkpoint(dest, found.arch, found.tensors, metadata)
+
+    precision = ", ".join(sorted({str(array.dtype) for array in found.tensors.values()}))
+    typer.echo(
+        f"{dest}: {converting.describe(found.arch)}; {precision}; {'to' if to else 'from'} {found.family}"
+    )
+    if halves:
+        typer.echo("bfloat16 is now float32, which holds it exactly")
+    if not (found.rounded or found.inference_only):
+        typer.echo("every number is the source's, bit for bit; the biases that one side lacks are 0")
+    if found.rounded:
+        typer.echo(f"To rounding the same, because {found.rounded}")
+    if found.inference_only:
+        typer.echo(f"FOR INFERENCE ONLY: {found.inference_only}")
+    if to is None:
+        typer.echo(f"Taken for granted, because tensors do not show it: {converting.UNSEEN}")
+    if "dataset" in metadata:
+        typer.echo("3 channels and 1,000 classes: `predict` will take it for a network of ImageNet")

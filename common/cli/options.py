@@ -1,0 +1,112 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from common.architecture import ZOO, Architecture
+from common.backend import BACKENDS, Backend, available_backends, find_backend, load_backend
+from common.data import imagenet
+from common.errors import BadInput
+
+if TYPE_CHECKING:
+    from common.weights import Weights
+
+Arch = Annotated[str, typer.Argument(metavar="ARCH", help=f"Name of the network: {', '.join(ZOO)}.")]
+Backends = Annotated[
+    str | None,
+    typer.Option(metavar="NAMES", help=f"Comma-separated: {', '.join(BACKENDS)}, oracle. Default: the four."),
+]
+InputShape = Annotated[str, typer.Option(metavar="C,H,W", help="Channels, height and width of an image.")]
+Device = Annotated[str, typer.Option(help="cpu or gpu.")]
+Precision = Annotated[str, typer.Option(help="float32, float64 or bfloat16.")]
+AnyBackend = Annotated[
+    str, typer.Option(metavar="NAME", help=f"{', '.join(BACKENDS)}, oracle, or any: the first installed.")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        envvar="RESNET_TABS_DATA",
+        help="Folder of the full Fashion-MNIST. Default: where it is found, else the shipped sample.",
+    ),
+]
+
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file, or the folder of a run: its best.")
+]
+Resize = Annotated[
+    int | None,
+    typer.Option(help="Height and width the network sees. Default: the run's; else 96, of ImageNet 224."),
+]
+
+
+def check_device(device: str) -> None:
+    """Raise `ValueError` unless there is such a kind of device."""
+    if device not in ("cpu", "gpu"):
+        raise BadInput(f"unknown device {device!r}; give cpu or gpu")
+
+
+def check_precision(precision: str) -> None:
+    """Raise `ValueError` unless there is such a precision; not every backend has every one."""
+    if precision not in ("float32", "float64", "bfloat16"):
+        raise BadInput(f"unknown precision {precision!r}; give float32, float64 or bfloat16")
+
+
+def any_backend(name: str) -> str:
+    """The name itself, once its framework is known to be installed; for "any", the first that is."""
+    name = (available_backends() or ["oracle"])[0] if name == "any" else name
+    return load_backend(name).name
+
+
+def choose_backends(names: str | None) -> list[Backend]:
+    """The backends asked for. One that was named must be installed; the four are shown either way."""
+    if names is None:
+        return list(BACKENDS.values())
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    for name in chosen:
+        find_backend(name)  # an unknown name is said before a missing framework
+    return [load_backend(name) for name in chosen]
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """ "1,96,96" → (1, 96, 96)."""
+    try:
+        channels, height, width = (int(part) for part in text.split(","))
+    except ValueError:
+        raise BadInput(
+            f"malformed input shape {text!r}; give channels,height,width such as 1,96,96"
+        ) from None
+    if min(channels, height, width) < 1:
+        raise BadInput(f"input shape {text!r} must be of numbers from 1 up, such as 1,96,96")
+    return channels, height, width
+
+
+def open_checkpoint(
+    path: Path, resize: int | None
+) -> tuple[Path, Architecture, Weights, tuple[int, int], str]:
+    """The checkpoint meant, its architecture and weights, and the size and data set of its images."""
+    from common.training.runs import is_run, read_settings
+    from common.weights import load_checkpoint, load_metadata
+
+    if path.is_dir():
+        settings = read_settings(path)
+        if settings.backend == "all":
+            raise BadInput(f"{path} has four runs; name one of them, such as {path / 'torch'}")
+        path = path / "best.safetensors"
+        if not path.is_file():
+            raise BadInput(f"{path.parent} has no finished epoch yet; give {path.with_stem('last')}")
+    network, weights = load_checkpoint(path)
+    dataset = load_metadata(path).get("dataset", "")
+    if dataset == imagenet.NAME and (network.in_channels, network.num_classes) != (3, imagenet.NUM_CLASSES):
+        raise BadInput(f"{path} says it is of ImageNet, but has not its 3 channels and 1,000 classes")
+    size = (imagenet.SIZE,) * 2 if dataset == imagenet.NAME else (96, 96)
+    if resize is not None:
+        size = (resize, resize)
+    elif is_run(path.parent):
+        size = read_settings(path.parent).resize
+    network.check_input((1, network.in_channels, *size))
+    return path, network, weights, size, dataset

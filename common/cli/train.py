@@ -1,0 +1,117 @@
+"""The command `train`. A framework is imported only once all that needs none has been checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from common.architecture import architecture
+from common.backend import BACKENDS, Model, load_backend
+from common.cli.options import Arch, Data, Device, Precision, check_device, check_precision
+from common.errors import BadInput
+from common.proof.workers import quiet
+
+
+def train(
+    context: typer.Context,
+    arch: Arch,
+    backend: Annotated[
+        str,
+        typer.Option(metavar="NAME", help=f"{', '.join(BACKENDS)}, oracle, or all: the four in turn."),
+    ] = "torch",
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    resize: Annotated[int, typer.Option(help="Height and width the network sees.")] = 96,
+    lr: Annotated[float, typer.Option(help="Learning rate, at its highest.")] = 0.01,
+    momentum: Annotated[float, typer.Option(help="Share of the velocity a step keeps.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(help="Share of the weights added to the gradient.")] = 0.0,
+    schedule: Annotated[str, typer.Option(help="constant, or cosine: from lr down to 0.")] = "constant",
+    warmup_epochs: Annotated[int, typer.Option(help="Epochs in which lr rises from 0.")] = 0,
+    augment: Annotated[str, typer.Option(metavar="NAMES", help="flip, crop, or flip,crop.")] = "",
+    precision: Precision = "float32",
+    limit_train: Annotated[int | None, typer.Option(help="Only the first N training images.")] = None,
+    limit_val: Annotated[int | None, typer.Option(help="Only the first N validation images.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides initial weights, order and augmentation.")] = 0,
+    device: Device = "cpu",
+    data: Data = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Folder of the run. Default: a new runs/ARCH-BACKEND-N."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with RUN; options left out are those it began with.")
+    ] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files, too.")] = False,
+) -> None:
+    """Train on Fashion-MNIST; keep checkpoints, history and curves in a folder.
+
+    Ctrl-C finishes the step, saves and says how to go on. Exits with 0 when all epochs are done, 1 if the
+    run diverged, 2 if the question makes no sense, 130 after Ctrl-C.
+    """
+    from common import training
+    from common.data import FashionMNIST
+    from common.training.runs import Settings, new_folder, read_settings
+    from common.weights import initial_weights
+
+    network = architecture(arch)
+    options: dict[str, Any] = {
+        "backend": backend,
+        "architecture": network.to_json(),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "resize": (resize, resize),
+        "lr": lr,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "warmup_epochs": warmup_epochs,
+        "augment": tuple(name.strip() for name in augment.split(",")) if augment else (),
+        "precision": precision,
+        "device": device,
+        "seed": seed,
+        "limit_train": limit_train,
+        "limit_val": limit_val,
+    }
+    if resume:
+        if out is None:
+            raise BadInput("--resume needs --out RUN, the folder of the run to go on with")
+        began_with = dataclasses.asdict(read_settings(out))
+        for name in options:
+            source = context.get_parameter_source(name)
+            if source and source.name == "DEFAULT":
+                options[name] = began_with[name]
+    names = list(BACKENDS) if options["backend"] == "all" else [options["backend"]]
+    for name in names:
+        load_backend(name)
+    check_device(options["device"])
+    check_precision(options["precision"])
+    images = FashionMNIST(
+        options["batch_size"],
+        options["resize"],
+        augment=options["augment"],
+        limit_train=options["limit_train"],
+        limit_val=options["limit_val"],
+        seed=options["seed"],
+        directory=data,
+    )
+    settings = Settings(**options, data=images.size)
+
+    folder = out or new_folder(f"{arch}-{settings.backend}")
+    again = f"resnet-tabs train {arch} --out {shlex.quote(str(folder))} --resume"
+    if data:
+        again += f" --data {shlex.quote(str(data))}"
+
+    def build(name: str) -> Model:
+        model = load_backend(name).build(network, settings.precision, settings.device)
+        model.load_weights(initial_weights(network, settings.seed))
+        return model
+
+    with quiet():  # frameworks have much to say
+        if settings.backend == "all":
+            training.train_all(build, names, images, settings, folder, resume, again, tensorboard)
+        else:
+            training.train(build, images, settings, folder, resume, again, tensorboard)

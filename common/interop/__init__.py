@@ -1,0 +1,1 @@
+"""Other people's networks, and ours under their names."""

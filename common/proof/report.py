@@ -1,0 +1,406 @@
+"""What was found, for a terminal (rich), for a browser (report.html) and for programs (results.json)."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from common.backend import BACKENDS, ORACLE, Backend
+from common.files import write_atomically
+from common.proof.compare import LAYER_BOUNDS, Comparison, Findings, quantities
+from common.proof.verify import BOUNDS, Match
+from common.summary import Part, Row
+
+ROOMS = ("layers", "blocks", "resnet", "training", "backend")
+LABELS = {backend.name: backend.label for backend in (*BACKENDS.values(), ORACLE)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found of the backends asked for."""
+
+    found: Findings
+    chosen: list[Backend]
+
+    @property
+    def compared(self) -> list[str]:
+        """Names of the backends that gave evidence in every dtype."""
+        return [
+            backend.name
+            for backend in self.chosen
+            if backend.installed and backend.name != "oracle" and backend.name not in self.found.failures
+        ]
+
+    @property
+    def missing(self) -> list[Backend]:
+        """Backends asked for that are not installed."""
+        return [backend for backend in self.chosen if not backend.installed]
+
+    @property
+    def proven(self) -> bool:
+        """Whether all that was asked for was compared, and agrees."""
+        return bool(self.compared) and not self.missing and self.found.agree
+
+    @property
+    def verdict(self) -> str:
+        """One line: do they agree?"""
+        names = ", ".join(LABELS[name] for name in self.compared)
+        if not self.found.agree:
+            broken = [f"{name} failed: {line}" for name, line in self.found.failures.items()]
+            return f"DIFFERENT: {' | '.join([*broken, *self.found.differences])}"
+        if self.missing:
+            absent = ", ".join(backend.name for backend in self.missing)
+            agreed = f"; {names} and the oracle agree" if names else ""
+            return (
+                f"NOT PROVEN: {absent} not installed{agreed}. Install what is missing, or name with "
+                "--backends those you want"
+            )
+        if not names:
+            return "NOT PROVEN: the oracle was compared with nothing; name a framework with --backends"
+        return f"SAME: {names} and the oracle are one network, to the last digits of {self.precision}"
+
+    @property
+    def precision(self) -> str:
+        """The finest type compared."""
+        return "float64" if "float64" in self.found.deviations else "float32"
+
+
+@dataclass(frozen=True)
+class Report(Outcome):
+    """A comparison, and what it was of."""
+
+    found: Comparison
+    arch: str
+    source: str
+
+    @property
+    def rows(self) -> dict[str, list[Row]]:
+        """The layer summary of the oracle and of each backend, in the order they are shown."""
+        evidence = self.found.evidence
+        by_name = {name: found.rows for (name, _), found in evidence.items()}
+        return {name: by_name[name] for name in ("oracle", *self.compared) if name in by_name}
+
+    @property
+    def bounds(self) -> dict[str, dict[str, float]]:
+        """Quantity name to its bounds by dtype."""
+        return {quantity.name: quantity.bounds for quantity in quantities(self.found.job.steps)}
+
+
+@contextmanager
+def progress(doing: str, what: str, x: NDArray, source: str) -> Iterator[Callable[[str], None]]:
+    """Say what begins, and then each thing done with the time since; a spinner where there is a terminal."""
+    console = _console()
+    shape = "×".join(str(size) for size in x.shape[1:])
+    begins = f"{doing} [bold]{_escape(what)}[/] on {len(x)} images of {shape} from {_escape(source)}"
+    console.print(begins, soft_wrap=True)
+    start = time.perf_counter()
+    with console.status("computing"):
+        yield lambda line: console.print(f"{time.perf_counter() - start:7.1f} s  {line}", highlight=False)
+
+
+def show(report: Report) -> None:
+    """Print the tables and the verdict."""
+    console = _console()
+    show_backends(report.chosen)
+    show_summary(report.rows)
+    for dtype in report.found.deviations:
+        console.print(_deviation_table(report, dtype, report.bounds))
+    if report.found.timings:
+        console.print(_timing_table(report))
+    _show_verdict(report.verdict, report.proven)
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """Print how far the backends are from the oracle in each layer, and the verdict."""
+    show_backends(outcome.chosen)
+    for dtype, by_layer in outcome.found.deviations.items():
+        _console().print(_deviation_table(outcome, dtype, dict.fromkeys(by_layer, LAYER_BOUNDS)))
+    _show_verdict(outcome.verdict, outcome.proven)
+
+
+def show_match(match: Match, name: str) -> None:
+    """Print how far a recording is from the oracle in each layer, and the verdict."""
+    bound = BOUNDS[match.precision]
+    table = Table(
+        "against the oracle",
+        title=f"Deviations of {_escape(name)}, whose values are {match.precision}",
+        box=box.SIMPLE,
+        title_justify="left",
+    )
+    for heading in ("recorded as", "deviation", "with the cause", "bound"):
+        table.add_column(heading)
+    for line in match.lines:
+        explained = "" if line.explained is None else f"{line.explained:.1e}"
+        table.add_row(line.layer, line.layout, _number(line.deviation, bound), explained, f"{bound:.0e}")
+    _console().print(table)
+    if match.ignored:
+        _console().print(f"Not compared: {_escape(', '.join(map(repr, match.ignored)))}", soft_wrap=True)
+    if match.agrees:
+        verdict = (
+            f"SAME: the recording and the oracle are one network, to the last digits of {match.precision}"
+        )
+    else:
+        verdict = f"DIFFERENT: {match.difference}. {match.cause}"
+    _show_verdict(verdict, match.agrees)
+
+
+def show_backends(chosen: list[Backend]) -> None:
+    """A row for every backend: its version, or how to install it."""
+    table = Table("backend", "version", title="Backends", box=box.SIMPLE, title_justify="left")
+    for backend in chosen:
+        if backend.installed:
+            table.add_row(LABELS[backend.name], installed_version(backend))
+        else:
+            table.add_row(
+                LABELS[backend.name], f"[bold red]not installed[/]; run: {_escape(backend.install)}"
+            )
+    _console().print(table)
+
+
+def show_parts(arch: str, parts: list[Part]) -> None:
+    """A row for every stage or block of an architecture, and the totals."""
+    table = Table(
+        "part", "kind", "output shape", title=f"{arch}, for one image", box=box.SIMPLE, title_justify="left"
+    )
+    for heading in ("parameters", "multiply-accumulates"):
+        table.add_column(heading, justify="right")
+    for part in parts:
+        row = part.row
+        table.add_row(row.name, row.kind, _shape(row), f"{row.parameters:,}", f"{part.macs:,}")
+    parameters, macs = sum(part.row.parameters for part in parts), sum(part.macs for part in parts)
+    table.add_row("", "all", "", f"{parameters:,}", f"{macs:,}")
+    _console().print(table)
+
+
+def show_summary(rows: Mapping[str, list[Row]]) -> None:
+    """One row a stage, one column a backend, and whether all say the same."""
+    if not rows:
+        return
+    table = Table("stage", "kind", title="Layers", box=box.SIMPLE, title_justify="left")
+    for name in rows:
+        table.add_column(LABELS[name], justify="right", no_wrap=True)
+    table.add_column("same")
+    for stage in zip(*rows.values(), strict=True):
+        cells = [f"{_shape(row)}\n[dim]{row.parameters:,}[/]" for row in stage]
+        table.add_row(stage[0].name, stage[0].kind, *cells, _tick(len(set(stage)) == 1))
+    totals = [sum(row.parameters for row in column) for column in rows.values()]
+    table.add_row("", "parameters", *[f"{total:,}" for total in totals], _tick(len(set(totals)) == 1))
+    _console().print(table)
+
+
+def _deviation_table(outcome: Outcome, dtype: str, bounds: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table(
+        "against the oracle",
+        *[LABELS[name] for name in outcome.compared],
+        "worst pair",
+        "bound",
+        title=f"Deviations in {dtype}",
+        box=box.SIMPLE,
+        title_justify="left",
+    )
+    for quantity, by_backend in outcome.found.deviations[dtype].items():
+        bound = bounds[quantity].get(dtype)
+        worst, pair = outcome.found.worst_pairs[dtype].get(quantity, (0.0, ""))
+        cells = [_number(by_backend[name], bound) for name in outcome.compared]
+        table.add_row(
+            quantity,
+            *cells,
+            f"{_number(worst, bound)} {pair}" if pair else "",
+            f"{bound:.0e}" if bound else "shown only",
+        )
+    return table
+
+
+def _timing_table(report: Report) -> Table:
+    table = Table(
+        "float32",
+        *[LABELS[name] for name in report.found.timings],
+        title=f"Milliseconds, batch of {len(report.found.job.x)}, median",
+        box=box.SIMPLE,
+        title_justify="left",
+    )
+    table.add_row("forward pass", *[f"{timing.forward:.0f}" for timing in report.found.timings.values()])
+    table.add_row("training step", *[f"{timing.step:.0f}" for timing in report.found.timings.values()])
+    return table
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write results.json and report.html, each whole or not at all."""
+    write_atomically(folder / "results.json", json.dumps(results(report), indent=2, allow_nan=False) + "\n")
+    write_atomically(folder / "report.html", html(report))
+    _console().print(f"{folder / 'report.html'} and {folder / 'results.json'} written", soft_wrap=True)
+
+
+def results(report: Report) -> dict[str, Any]:
+    """All figures, as JSON can hold them. A deviation that is not finite is null."""
+    found = report.found
+
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return {
+        "verdict": report.verdict,
+        "proven": report.proven,
+        "architecture": json.loads(found.job.arch.to_json()),
+        "name": report.arch,
+        "data": report.source,
+        "input_shape": list(found.job.x.shape),
+        "steps": found.job.steps,
+        "lr": found.job.lr,
+        "device": found.job.device,
+        "versions": {b.name: installed_version(b) if b.installed else None for b in report.chosen},
+        "summary": {name: [dataclasses.asdict(row) for row in rows] for name, rows in report.rows.items()},
+        "bounds": report.bounds,
+        "deviations": {
+            dtype: {
+                quantity: {name: finite(value) for name, value in by_backend.items()}
+                for quantity, by_backend in table.items()
+            }
+            for dtype, table in found.deviations.items()
+        },
+        "worst_pairs": {
+            dtype: {
+                quantity: {"pair": pair, "deviation": finite(value)} for quantity, (value, pair) in t.items()
+            }
+            for dtype, t in found.worst_pairs.items()
+        },
+        "milliseconds": {
+            name: {"forward": round(timing.forward, 3), "training_step": round(timing.step, 3)}
+            for name, timing in found.timings.items()
+        },
+        "failures": found.failures,
+        "differences": found.differences,
+    }
+
+
+def html(report: Report) -> str:
+    """The report as one file that needs nothing else."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from pygments.formatters import HtmlFormatter
+
+    environment = Environment(
+        loader=PackageLoader("common.proof", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["scientific"] = lambda value: f"{value:.1e}"
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        found=report.found,
+        labels=LABELS,
+        versions={b.name: installed_version(b) for b in report.chosen if b.installed},
+        columns=list(report.rows),
+        layers=list(zip(*report.rows.values(), strict=True)),
+        rooms=ROOMS,
+        code={room: {name: _highlighted(name, room) for name in BACKENDS} for room in ROOMS},
+        code_css=HtmlFormatter(style="default").get_style_defs(".code"),
+        plots=_plots(report),
+        python=platform.python_version(),
+    )
+
+
+def _highlighted(name: str, room: str) -> str:
+    """A room of a package as HTML, from the installed source, which is there without its framework."""
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    package = BACKENDS[name].module.split(".")[0]
+    source = (Path(__file__).parents[2] / package / f"{room}.py").read_text(encoding="utf-8")
+    return highlight(source, PythonLexer(), HtmlFormatter(cssclass="code"))
+
+
+def _plots(report: Report) -> list[tuple[str, str]]:
+    """Caption and SVG: rounding through the layers, and milliseconds."""
+    from matplotlib.figure import Figure
+
+    from common.proof.compare import deviation
+
+    found, plots = report.found, []
+    stages = found.job.arch.stage_names()
+    oracle = found.evidence.get(("oracle", "float64"))
+    if report.compared and oracle:
+        figure = Figure(figsize=(6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for dtype, style in (("float64", "-"), ("float32", "--")):
+            for i, name in enumerate(report.compared):
+                if evidence := found.evidence.get((name, dtype)):
+                    values = [deviation(evidence.activations[s], oracle.activations[s]) for s in stages]
+                    values = [max(value, 1e-17) for value in values]  # the same bits have no logarithm
+                    axes.semilogy(stages, values, style, marker="o", color=f"C{i}", label=f"{name} {dtype}")
+        axes.set_ylabel("deviation from the oracle")
+        axes.legend(fontsize="x-small", ncols=2)
+        plots.append(("How far each layer's output is from the oracle's", _svg(figure)))
+    if found.timings:
+        figure = Figure(figsize=(6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        names = list(found.timings)
+        axes.barh([f"{n} forward" for n in names], [t.forward for t in found.timings.values()], color="C0")
+        axes.barh([f"{n} step" for n in names], [t.step for t in found.timings.values()], color="C1")
+        axes.invert_yaxis()
+        axes.set_xlabel("milliseconds, float32, median")
+        plots.append(("Forward pass and training step", _svg(figure)))
+    return plots
+
+
+def _svg(figure: Any) -> str:
+    """The figure as an SVG element, without the declarations of a file of its own."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]
+
+
+def installed_version(backend: Backend) -> str:
+    """The version of a backend's framework, read without importing it."""
+    package = backend.packages[0]
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a build under another name: mxnet-cu112, tensorflow-cpu
+        named = packages_distributions().get(package)
+        return version(named[0]) if named else "unknown version"
+
+
+def _console() -> Console:
+    """The terminal; a log has no width, and is given what the widest table needs."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+def _show_verdict(line: str, good: bool) -> None:
+    _console().print(line, style="bold green" if good else "bold red", highlight=False, markup=False)
+
+
+def _shape(row: Row) -> str:
+    return "×".join(str(size) for size in row.output_shape[1:])
+
+
+def _number(value: float, bound: float | None) -> str:
+    text = f"{value:.1e}"
+    return text if bound is None or value <= bound else f"[bold red]{text}[/]"
+
+
+def _tick(good: bool) -> str:
+    return "[green]yes[/]" if good else "[bold red]NO[/]"
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

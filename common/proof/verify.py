@@ -1,0 +1,387 @@
+"""Is it the same network? A checkpoint in every backend, or activations recorded from a port, layer by layer.
+
+Where a recording parts ways with the oracle, the cause is measured: the oracle computes the layer again
+with a known trap, then with two, and a trap is named only if that gives what was recorded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from zipfile import is_zipfile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.architecture import Architecture, Shape
+from common.backend import load_backend
+from common.data.images import check_images
+from common.errors import BadInput, MissingFile
+from common.oracle import Array
+from common.proof.compare import (
+    AT_ONCE,
+    LAYER_BOUNDS,
+    Findings,
+    deviation,
+    deviations,
+    each,
+    first_outside,
+    worst_pair,
+)
+from common.proof.traps import TRAPS, Trap, port
+from common.proof.workers import Shares
+from common.weights import Weights
+
+Activations = dict[str, NDArray]
+
+# How far a recording in this type may be from the oracle. ResNet-18 computed in float16 is off by 8e-4.
+BOUNDS = LAYER_BOUNDS | {"float16": 5e-3}
+# A trap is the cause if it brings the deviation below this, and down to a hundredth.
+EXPLAINED = {"float64": 1e-10, "float32": 1e-4, "float16": 5e-3}
+GAIN = 100
+NEAREST = 4  # traps that are tried together with every other, when none is the cause alone
+
+
+def activations(
+    name: str, arch: Architecture, weights: Weights, x: NDArray, dtype: str = "float64", device: str = "cpu"
+) -> Activations:
+    """What every layer of one backend puts out in evaluation. This is what a worker process does."""
+    model = load_backend(name).build(arch, dtype, device)
+    model.load_weights(weights)
+    return model.activations(x)
+
+
+def verify(
+    arch: Architecture,
+    weights: Weights,
+    x: NDArray,
+    computed: Activations,
+    names: list[str],
+    dtype: str,
+    device: str,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Findings:
+    """Run the network in every named backend, each in a process of its own, and decide.
+
+    Args:
+        x: images (N, C, H, W).
+        computed: the oracle's `activations` of them.
+        names: backends to compare with the oracle.
+        dtype, device: of the backends.
+        progress: is told, in a line, whenever something has been done.
+    """
+    found = Findings()
+    outputs: dict[str, Activations] = {}
+    shares = Shares(AT_ONCE)
+
+    def gather(name: str) -> None:
+        with shares.worker() as worker:
+            start = time.perf_counter()
+            outputs[name] = worker.run(activations, name, arch, weights, x, dtype, device)
+            progress(f"{name}: {dtype} done in {time.perf_counter() - start:.1f} s")
+
+    names = [name for name in names if name != "oracle"]
+    found.failures = each([(name, gather) for name in names], at_once=shares.count)
+    evidence = {name: outputs[name] for name in names if name in outputs}  # in the order asked for
+    if not evidence:
+        return found
+    found.deviations[dtype], found.worst_pairs[dtype] = {}, {}
+    walks: dict[str, list[tuple[str, float]]] = {}
+    for layer in computed:
+        of_layer = {name: layers[layer] for name, layers in evidence.items()}
+        against_oracle, between = deviations(deviation, of_layer, computed[layer])
+        found.deviations[dtype][layer] = against_oracle
+        if between:
+            found.worst_pairs[dtype][layer] = worst_pair(between)
+        for name, value in {**against_oracle, **between}.items():
+            walks.setdefault(name, []).append((layer, value))
+    for name, walk in walks.items():
+        if line := first_outside("layer", walk, LAYER_BOUNDS[dtype]):
+            found.differences.append(f"{name} in {dtype}: {line}")
+    return found
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Activations from elsewhere, by layer in the order of computation.
+
+    Attributes:
+        layers: as they were stored, in any of the layouts that `readings` knows.
+        precision: "float64", "float32" or "float16": what the values have, whatever type stores them.
+        x: the images (N, C, H, W) they were recorded on, where the file has them.
+        ignored: names in the file that mean nothing here.
+    """
+
+    layers: Activations
+    precision: str
+    x: NDArray | None
+    ignored: list[str]
+
+
+def read_recording(path: Path, arch: Architecture) -> Recording:
+    """The activations in a .npz file, under the names b1, b2, …, last, and the images under x.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: if it is no .npz file, is damaged, has no known name, holds anything but finite floating
+            point numbers (Python objects are never unpickled), or images that are none for the network.
+    """
+    if not path.is_file():
+        raise MissingFile(f"{path} not found; give a .npz file that numpy.savez wrote")
+    if not is_zipfile(path):
+        raise BadInput(f"{path} is not a .npz file; write it with numpy.savez")
+    names = arch.stage_names()
+    arrays: Activations = {}
+    name = "it"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = file.files
+            for name in (name for name in [*names, "x"] if name in found):
+                arrays[name] = file[name]
+    except Exception as error:  # of a dozen kinds: NumPy's, zipfile's, zlib's, the tokeniser's
+        raise BadInput(
+            f"{path} cannot be read: {name} is damaged or holds Python objects, which are never unpickled "
+            f"({error}); save plain arrays with numpy.savez"
+        ) from None
+    layers = {name: array for name, array in arrays.items() if name != "x"}
+    if not layers:
+        has = ", ".join(map(repr, found[:5])) or "nothing"
+        raise BadInput(f"{path} has none of {', '.join(names)}; it has {has}")
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            raise BadInput(f"{name} in {path} must be an array of floating point numbers")
+        if not np.isfinite(array).all():
+            raise BadInput(f"{name} in {path} has values that are NaN or infinite")
+    x = arrays.get("x")
+    if x is not None:
+        check_images(f"x in {path}", x, arch)
+    ignored = [name for name in found if name not in arrays]
+    return Recording(layers, _precision(list(layers.values())), x, ignored)
+
+
+def _precision(arrays: list[NDArray]) -> str:
+    """The coarsest type stored, or one coarser still that holds every value: float32 saved as float64."""
+    for name in ("float16", "float32"):
+        with np.errstate(over="ignore"):
+            if all(np.array_equal(array.astype(name), array) for array in arrays):
+                return name
+    size = min(array.itemsize for array in arrays)
+    return {2: "float16", 4: "float32"}.get(size, "float64")
+
+
+def readings(array: NDArray, shape: Shape) -> Activations:
+    """Every way to read an array as one of this shape, (N, C, H, W) or (N, classes), by name of the layout.
+
+    A layout is no difference: where the shape leaves it open, that which is nearest to the oracle is meant.
+    """
+    if len(shape) == 2:
+        return {"": array} if array.shape == shape else {}
+    n, c, h, w = shape
+    found = {}
+    if array.shape == shape:
+        found["NCHW"] = array
+    if array.shape == (n, h, w, c):
+        found["NHWC"] = array.transpose(0, 3, 1, 2)
+    if array.shape == (n, c * h * w):
+        found["NCHW flattened"] = array.reshape(shape)
+        found["NHWC flattened"] = array.reshape(n, h, w, c).transpose(0, 3, 1, 2)
+    return found
+
+
+def nearest(read: Activations, computed: NDArray) -> tuple[float, str]:
+    """The deviation of the reading that is nearest to what was computed, and its name."""
+    return min((deviation(array, computed), name) for name, array in read.items())
+
+
+@dataclass(frozen=True)
+class Line:
+    """A recorded layer: the layout it was read in, its deviation from the oracle, and that with the cause."""
+
+    layer: str
+    layout: str
+    deviation: float
+    explained: float | None = None
+
+
+@dataclass(frozen=True)
+class Match:
+    """A recording against the oracle.
+
+    Attributes:
+        lines: one for each recorded layer.
+        precision, ignored: of the recording.
+        difference: the first layer that differs, as a sentence; "" if none does.
+        cause: why, as sentences.
+    """
+
+    lines: list[Line]
+    precision: str
+    ignored: list[str]
+    difference: str = ""
+    cause: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no layer differs."""
+        return not self.difference
+
+
+def check_shapes(recording: Recording, computed: Activations, on: str) -> None:
+    """Raise `ValueError` unless every layer has the shape, in some layout, it has `on` these images."""
+    for name, array in recording.layers.items():
+        shape = computed[name].shape
+        if not readings(array, shape):
+            n, *rest = shape
+            others = f", its NHWC order or ({n}, {np.prod(rest)})" if len(rest) == 3 else ""
+            raise BadInput(
+                f"{name} is {array.shape}, expected {shape}{others} on {on}; record it on those images, or "
+                "give yours, as x in the file or with --images"
+            )
+
+
+def against(
+    arch: Architecture,
+    weights: Weights,
+    x: NDArray,
+    computed: Activations,
+    recording: Recording,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Match:
+    """Compare a recording with what the oracle `computed` on the same images `x`, and look for the cause."""
+    lines = []
+    for name, array in recording.layers.items():
+        value, layout = nearest(readings(array, computed[name].shape), computed[name])
+        lines.append(Line(name, layout, value))
+    bound = BOUNDS[recording.precision]
+    difference = first_outside("layer", ((line.layer, line.deviation) for line in lines), bound)
+    if not difference:
+        return Match(lines, recording.precision, recording.ignored)
+    differs = next(i for i, line in enumerate(lines) if not line.deviation <= bound)
+    progress(f"{lines[differs].layer} differs: looking for the cause")
+    before = lines[differs - 1] if differs else None
+    cause, explained = Search(arch, weights, x, computed, recording, before, lines[differs]).cause()
+    after = [replace(line, explained=explained.get(line.layer)) for line in lines]
+    return Match(after, recording.precision, recording.ignored, difference, cause)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a layer becomes with some traps: how far it still is from the recording, and what to call them."""
+
+    deviation: float
+    output: Array
+    traps: tuple[Trap, ...]
+    text: str
+
+
+class Search:
+    """The search for the traps that make a layer what was recorded.
+
+    It begins behind the last recorded layer that agrees, because up to there the port is right. Only the
+    image that is furthest off is computed, except where batch statistics need them all.
+
+    Args:
+        arch, weights, x, computed, recording: as for `against`.
+        before: the last recorded layer that agrees, if there is one.
+        wrong: the first that does not.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        weights: Weights,
+        x: NDArray,
+        computed: Activations,
+        recording: Recording,
+        before: Line | None,
+        wrong: Line,
+    ) -> None:
+        names = arch.stage_names()
+        self.arch, self.weights, self.computed, self.recording = arch, weights, computed, recording
+        self.wrong = wrong
+        self.start = names.index(before.layer) + 1 if before else 0
+        self.names = names[self.start :]
+        self.given = computed[before.layer] if before else np.asarray(x, np.float64)
+        self.bound = BOUNDS[recording.precision]
+        self.read = readings(recording.layers[wrong.layer], computed[wrong.layer].shape)
+        errors = self.read[wrong.layout] - computed[wrong.layer]
+        furthest = int(np.linalg.norm(errors.reshape(len(x), -1), axis=1).argmax())
+        self.one = slice(furthest, furthest + 1)
+
+    def cause(self) -> tuple[str, dict[str, float]]:
+        """Sentences that name the cause or the nearest, and with the cause every layer's deviation."""
+        trials = self._singles()
+        if not (trials and self._explains(trials[0].deviation)):
+            trials = sorted(trials + self._pairs(trials), key=_closeness)
+        explained = self._with(trials[0].traps if trials else ())
+        value = explained[self.wrong.layer]
+        if self._explains(value):
+            return f"Likely cause: {trials[0].text}. {self._effect(explained)}", explained
+        if trials and value < self.wrong.deviation:
+            off = f"with which {self.wrong.layer} is still off by {value:.1e}"
+            return f"Cause not recognised. Nearest: {trials[0].text}, {off}", {}
+        return "Cause not recognised: no known trap comes nearer", {}
+
+    def _explains(self, value: float) -> bool:
+        return value <= EXPLAINED[self.recording.precision] and GAIN * value <= self.wrong.deviation
+
+    def _singles(self) -> list[Trial]:
+        """Every trap that can be seen in this layer, nearest first; those that come to the same are one."""
+        trials: list[Trial] = []
+        for trap in TRAPS:
+            if trap.images and self.start > 0:
+                continue
+            new = self._try((trap,), trap.cause)
+            if deviation(new.output, self.computed[self.wrong.layer][self._images((trap,))]) <= self.bound:
+                continue
+            for i, old in enumerate(trials):
+                if old.output.shape == new.output.shape and deviation(new.output, old.output) <= self.bound:
+                    trials[i] = replace(old, text=f"{old.text} or {new.text}")
+                    break
+            else:
+                trials.append(new)
+        return sorted(trials, key=_closeness)
+
+    def _pairs(self, singles: list[Trial]) -> list[Trial]:
+        """The nearest traps, each with every other of another kind."""
+        return [
+            self._try(a.traps + b.traps, f"{a.text}; and {b.text}")
+            for i, a in enumerate(singles[:NEAREST])
+            for b in singles[i + 1 :]
+            if a.traps[0].kind != b.traps[0].kind
+        ]
+
+    def _try(self, traps: tuple[Trap, ...], text: str) -> Trial:
+        images = self._images(traps)
+        outputs = port(self.arch, self.weights, self.given[images], self.start, traps)
+        output = next(islice(outputs, self.names.index(self.wrong.layer), None))
+        read = {layout: array[images] for layout, array in self.read.items()}
+        return Trial(nearest(read, output)[0], output, traps, text)
+
+    def _images(self, traps: tuple[Trap, ...]) -> slice:
+        return slice(None) if any("statistics" in trap.port for trap in traps) else self.one
+
+    def _with(self, traps: tuple[Trap, ...]) -> dict[str, float]:
+        """The deviations of this layer and the later ones of the recording, on all images."""
+        outputs = zip(self.names, port(self.arch, self.weights, self.given, self.start, traps), strict=True)
+        recorded = self.recording.layers
+        return {
+            name: nearest(readings(recorded[name], output.shape), output)[0]
+            for name, output in outputs
+            if name in recorded
+        }
+
+    def _effect(self, explained: dict[str, float]) -> str:
+        layer, *later = explained
+        text = f"With it, {layer} is within {explained[layer]:.1e} of the recording"
+        for name in later:
+            if not explained[name] <= EXPLAINED[self.recording.precision]:
+                return f"{text}; {name} is still off by {explained[name]:.1e}: look there next"
+        return f"{text}, and so are the later layers" if later else text
+
+
+def _closeness(trial: Trial) -> float:
+    return trial.deviation

@@ -1,0 +1,319 @@
+"""The loop around the steps, once for all four: epochs, validation, checkpoints, history."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.architecture import Architecture
+from common.backend import Model
+from common.data import CLASSES, Batch, FashionMNIST
+from common.errors import BadInput, Stopped
+from common.oracle import softmax_cross_entropy
+from common.training import curves
+from common.training.progress import Progress, show_runs
+from common.training.runs import (
+    Checkpoint,
+    Position,
+    Record,
+    Run,
+    Settings,
+    is_finished,
+    is_run,
+    read_history,
+)
+from common.training.schedules import learning_rate
+
+SAVE_SECONDS = 60.0  # between checkpoints within an epoch
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Mean softmax cross-entropy, and the share of images whose class was found."""
+
+    loss: float
+    accuracy: float
+    images: int
+
+
+def evaluate(model: Model, batches: Iterable[Batch]) -> Metrics:
+    """Loss and accuracy with running statistics."""
+    loss, correct, images = 0.0, 0, 0
+    for x, y in batches:
+        logits = model.predict(x).astype(np.float64)
+        loss += softmax_cross_entropy(logits, y)[0] * len(y)
+        correct += _count_correct(logits, y)
+        images += len(y)
+    return Metrics(loss / images, correct / images, images)
+
+
+def check_fits(arch: Architecture, data: FashionMNIST) -> None:
+    """Raise `ValueError` unless the network can take the images and tell their classes."""
+    arch.check_input((1, arch.in_channels, *data.resize))
+    if arch.num_classes < len(CLASSES):
+        raise BadInput(f"Fashion-MNIST has {len(CLASSES)} classes but the network tells {arch.num_classes}")
+
+
+def train(
+    build: Callable[[str], Model],
+    data: FashionMNIST,
+    settings: Settings,
+    folder: str | os.PathLike[str],
+    resume: bool,
+    resume_with: str,
+    tensorboard: bool = False,
+) -> tuple[Model, Run]:
+    """Train a model in a new run, or go on with one, to the end of its last epoch.
+
+    A first SIGINT or SIGTERM ends the run after the step it is in, with a checkpoint; a second at once.
+
+    Args:
+        build: makes the model of a backend, once all that needs no framework has been checked.
+        resume_with: what a person types or calls to go on.
+        tensorboard: write event files, too.
+
+    Raises:
+        Stopped: on a signal, and when the loss or a weight is not finite.
+        ValueError: if the folder or the settings will not do, or the folder cannot be written any more;
+            the last checkpoint stays as it was.
+    """
+    if tensorboard:
+        _summary_writer()  # speaks up if it is missing
+    check_fits(Architecture.from_json(settings.architecture), data)
+    checkpoint = None
+    if resume:
+        run, checkpoint = Run.resume(folder, settings, resume_with)
+    else:
+        run = Run.start(folder, settings, resume_with)
+    try:
+        model = build(settings.backend)
+    except BadInput:
+        if not resume:
+            run.discard()
+        raise
+    training = _Training(model, data, run, checkpoint, tensorboard)
+    try:
+        training.go()
+    except BadInput as error:
+        raise BadInput(f"{error}; {run.kept()}; make room and go on with: {resume_with}") from None
+    return model, run
+
+
+def train_all(
+    build: Callable[[str], Model],
+    names: Sequence[str],
+    data: FashionMNIST,
+    settings: Settings,
+    folder: str | os.PathLike[str],
+    resume: bool,
+    resume_with: str,
+    tensorboard: bool = False,
+) -> dict[str, list[Record]]:
+    """The same run in one backend after another, each in a folder of its name; then all in one picture.
+
+    Returns the history of each. Arguments and errors are those of `train`.
+    """
+    folder = Path(folder)
+    if resume:
+        Run.check_settings(folder, settings)
+    else:
+        whole = Run.start(folder, settings, resume_with)
+    histories: dict[str, list[Record]] = {}
+    finished = []
+    for name in names:
+        own = dataclasses.replace(settings, backend=name)
+        going_on = resume and is_run(folder / name)
+        if going_on and is_finished(folder / name):
+            finished.append(name)
+            histories[name] = read_history(folder / name)
+        else:
+            try:
+                _, run = train(build, data, own, folder / name, going_on, resume_with, tensorboard)
+            except BadInput:
+                if not resume and not histories:
+                    whole.discard()
+                raise
+            histories[name] = run.history
+    if len(finished) == len(names) and (folder / "curves.svg").exists():
+        raise BadInput(f"{folder} is finished, all of it; choose another folder")
+    curves.draw(folder, histories)
+    show_runs(histories)
+    return histories
+
+
+class _Training:
+    """A run that is going on."""
+
+    def __init__(
+        self, model: Model, data: FashionMNIST, run: Run, checkpoint: Checkpoint | None, tensorboard: bool
+    ) -> None:
+        self.model, self.data, self.run, self.settings = model, data, run, run.settings
+        self.position = Position()
+        self.show = Progress(self.settings, data.num_train_batches)
+        self.stopped: list[int] = []
+        self.show.say(
+            f"{self.settings.backend} on the {self.settings.device}, {self.settings.precision}: "
+            f"{data.num_train:,} training and {data.num_val:,} validation images at "
+            f"{data.resize[0]}×{data.resize[1]} from {data.source}; writing to {run.folder}"
+        )
+        if checkpoint:
+            if checkpoint.warning:
+                self.show.say(checkpoint.warning)
+            self.position = checkpoint.position
+            model.load_weights(checkpoint.weights)
+            if self.position.step:
+                model.load_optimizer_state(
+                    checkpoint.state, self.settings.momentum, self.settings.weight_decay
+                )
+            self.show.say(f"going on after step {self.position.step}")
+        else:
+            self.save()
+        self.writer = None
+        if tensorboard:
+            events = str(run.folder / "tensorboard")
+            self.writer = _summary_writer()(events, purge_step=self.position.step + 1)
+        self.saved_at = time.perf_counter()
+
+    def go(self) -> None:
+        """Train from the position to the end."""
+        try:
+            with _signals(self.stopped), self.show:
+                while self.position.epoch < self.settings.epochs:
+                    self.train_epoch()
+                    self.validate()
+            self.show.say(
+                f"best val accuracy {self.position.best_accuracy:.4f}; "
+                f"{self.run.folder} has the weights (best.safetensors) and curves.png"
+            )
+        finally:
+            if self.writer:
+                self.writer.close()
+
+    def train_epoch(self) -> None:
+        """The rest of the epoch's training batches."""
+        position, channels = self.position, self.run.arch.in_channels
+        batches = self.data.train_dataloader(position.epoch, position.batch, self.model.dtype, channels)
+        tick = time.perf_counter()
+        for x, y in batches:
+            lr = learning_rate(self.settings, position.step, self.data.num_train_batches)
+            loss, logits = self.model.train_batch(
+                x, y, lr, self.settings.momentum, self.settings.weight_decay
+            )
+            if not math.isfinite(loss):
+                raise Stopped(
+                    f"the loss of step {position.step + 1} is {loss}: the run has diverged; "
+                    f"{self.run.kept()}; start another with a lower lr"
+                )
+            correct = _count_correct(logits, y)
+            tock = time.perf_counter()
+            position.add(loss, correct, len(y), tock - tick)
+            tick = tock
+            self.log(event="step", epoch=position.epoch + 1, lr=lr, loss=loss, accuracy=correct / len(y))
+            self.show.step(position)
+            if self.stopped or tick - self.saved_at > SAVE_SECONDS:
+                self.save()
+                tick = self.saved_at
+            self.stop_if_asked()
+
+    def validate(self) -> None:
+        """The end of an epoch: validation, the best weights, a checkpoint, curves."""
+        position = self.position
+        batches = self.data.val_dataloader(self.model.dtype, self.run.arch.in_channels)
+        found = evaluate(self.model, self.until_stopped(batches))
+        if found.accuracy > position.best_accuracy:
+            self.run.save_best(self.model.weights(), position)
+        self.log(
+            event="epoch",
+            epoch=position.epoch + 1,
+            lr=learning_rate(self.settings, position.step - 1, self.data.num_train_batches),
+            train_loss=position.loss_sum / position.images,
+            train_accuracy=position.correct / position.images,
+            val_loss=found.loss,
+            val_accuracy=found.accuracy,
+            images_per_second=position.images / position.seconds,
+            seconds=position.seconds,
+        )
+        self.show.epoch(self.run.history[-1])
+        self.position = position.next_epoch(found.accuracy)
+        self.save()
+        curves.draw(self.run.folder, {self.settings.backend: self.run.history})
+        self.stop_if_asked()
+
+    def log(self, **record: Any) -> None:
+        """A line of history, and the same numbers for TensorBoard."""
+        record["step"] = self.position.step
+        self.run.log(record)
+        if self.writer:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self.writer.add_scalar(f"{record['event']}/{name}", value, record["step"])
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.run.save(self.model.weights(), self.model.optimizer_state(), self.position)
+        self.saved_at = time.perf_counter()
+
+    def until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, unless a signal comes: then a checkpoint."""
+        for batch in batches:
+            if self.stopped:
+                self.save()
+                self.stop_if_asked()
+            yield batch
+
+    def stop_if_asked(self) -> None:
+        """Raise `Stopped` after a signal, unless the run is complete."""
+        if self.stopped and self.position.epoch < self.settings.epochs:
+            raise Stopped(
+                f"stopped after step {self.position.step}; go on with: {self.run.resume_with}",
+                exit_code=128 + self.stopped[0],
+            )
+
+
+def _count_correct(logits: NDArray, y: NDArray) -> int:
+    """How many of the largest logits (N, classes) are at the labels (N,)."""
+    return int((logits.argmax(1) == y).sum())
+
+
+def _summary_writer() -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        install = 'pip install "resnet-tabs[tensorboard]"'
+        raise BadInput(f"TensorBoard files need tensorboardX; run: {install}") from None
+    return SummaryWriter
+
+
+@contextmanager
+def _signals(stopped: list[int]) -> Iterator[None]:
+    """Note the first SIGINT or SIGTERM in `stopped`; let a second act at once."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may hear signals
+        yield
+        return
+    at_once: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stopped.append(number)
+        for each, handler in at_once.items():
+            signal.signal(each, handler)
+        os.write(1, b"\nfinishing this step and saving; once more stops at once\n")
+
+    before = {each: signal.signal(each, note) for each in at_once}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

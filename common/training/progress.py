@@ -1,0 +1,104 @@
+"""What a person sees of a run: a bar on a terminal, and a line an epoch that reads well in a log file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from common.training.runs import Position, Record, Settings
+
+
+def show_runs(histories: Mapping[str, Sequence[Record]]) -> None:
+    """A table of runs that are over, one row each."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("backend", "loss", "accuracy", "val loss", "val accuracy", "best", "images/s", "time"):
+        table.add_column(heading, justify="left" if heading == "backend" else "right")
+    best = {}
+    for name, history in histories.items():
+        epochs = [record for record in history if record["event"] == "epoch"]
+        last = epochs[-1]
+        best[name] = max(record["val_accuracy"] for record in epochs)
+        seconds = sum(record["seconds"] for record in epochs)
+        images = sum(record["images_per_second"] * record["seconds"] for record in epochs)
+        table.add_row(
+            name,
+            f"{last['train_loss']:.4f}",
+            f"{last['train_accuracy']:.4f}",
+            f"{last['val_loss']:.4f}",
+            f"{last['val_accuracy']:.4f}",
+            f"{best[name]:.4f}",
+            f"{images / seconds:,.0f}",
+            _clock(seconds),
+        )
+    losses = [[r["loss"] for r in history if r["event"] == "step"] for history in histories.values()]
+    apart = max(abs(a - b) / abs(b) for other in losses for a, b in zip(other, losses[0], strict=True))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"loss of a step: at most {apart:.1e} apart; best validation accuracy: "
+        f"{100 * (max(best.values()) - min(best.values())):.2f} points apart",
+        soft_wrap=True,
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02}"
+
+
+class Progress:
+    """Shows a run on standard output, between entering and leaving it."""
+
+    def __init__(self, settings: Settings, num_batches: int) -> None:
+        self.epochs, self.num_batches = settings.epochs, num_batches
+        self.console = Console(highlight=False)
+        self.bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            refresh_per_second=4,
+            speed_estimate_period=300,
+            transient=True,
+        )
+        self.task = self.bar.add_task("", total=self.epochs * num_batches, figures="")
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.bar.stop()
+
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        self.console.print(line, soft_wrap=True, markup=False)
+
+    def step(self, position: Position) -> None:
+        """After a training step."""
+        self.bar.update(
+            self.task,
+            completed=position.step,
+            description=f"epoch {position.epoch + 1}/{self.epochs}",
+            figures=f"loss {position.loss_sum / position.images:.4f}  "
+            f"accuracy {position.correct / position.images:.4f}  "
+            f"{position.images / position.seconds:,.0f} images/s",
+        )
+
+    def epoch(self, record: Record) -> None:
+        """After an epoch's validation."""
+        width = len(str(self.epochs))
+        self.say(
+            f"epoch {record['epoch']:{width}}/{self.epochs}  "
+            f"loss {record['train_loss']:.4f}  accuracy {record['train_accuracy']:.4f}  "
+            f"val loss {record['val_loss']:.4f}  val accuracy {record['val_accuracy']:.4f}  "
+            f"lr {record['lr']:.3g}  {record['images_per_second']:,.0f} images/s  {_clock(record['seconds'])}"
+        )

@@ -1,0 +1,98 @@
+"""The trainer of the chapter's last lines, the same for all four packages."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common.backend import Model, load_backend
+from common.data import FashionMNIST
+from common.errors import BadInput
+from common.training.loop import train
+from common.training.runs import Record, Settings, new_folder
+
+
+class Trainer:
+    """Trains one of a package's networks on Fashion-MNIST, in float32.
+
+    Every step is the package's `train_step`. A network without weights starts from those of seed 0, so
+    that the four packages train the same run; one that has weights goes on from them.
+
+    Args:
+        max_epochs: passes over the training images.
+        num_gpus: 1 trains on the GPU where there is one, and says so where there is none.
+        momentum, weight_decay, schedule, warmup_epochs: as in `resnet-tabs train`.
+        out: folder for checkpoints, history and curves; by default the next free runs/NAME-N.
+        resume: go on with the run in `out`.
+        tensorboard: write event files there, too.
+
+    Attributes:
+        model: after `fit`, the network under the contract of `common.backend.Model`.
+        history: after `fit`, one record a step and one an epoch.
+    """
+
+    backend: str
+
+    def __init__(
+        self,
+        max_epochs: int,
+        num_gpus: int = 0,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        schedule: str = "constant",
+        warmup_epochs: int = 0,
+        out: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        tensorboard: bool = False,
+    ) -> None:
+        if num_gpus not in (0, 1):
+            raise BadInput(f"num_gpus must be 0 or 1, not {num_gpus}")
+        if resume and out is None:
+            raise BadInput("resume=True needs out, the folder of the run to go on with")
+        self.max_epochs, self.num_gpus = max_epochs, num_gpus
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.schedule, self.warmup_epochs = schedule, warmup_epochs
+        self.out, self.resume, self.tensorboard = out, resume, tensorboard
+
+    def fit(self, model: Any, data: FashionMNIST) -> None:
+        """Train `model`, a network of this package, on `data`, at the network's own learning rate.
+
+        Raises:
+            Stopped: on Ctrl-C, and when the loss or a weight is not finite.
+            ValueError: if network, settings, data and folder do not fit together.
+        """
+        wrapped = self._wrap(model)
+        name = type(model).__name__.lower()
+        folder = Path(self.out) if self.out else new_folder(f"{name}-{self.backend}")
+        settings = Settings(
+            backend=self.backend,
+            architecture=wrapped.arch.to_json(),
+            epochs=self.max_epochs,
+            lr=model.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+            warmup_epochs=self.warmup_epochs,
+            precision="float32",
+            device=wrapped.device,
+            **data.settings(),
+        )
+        again = f"Trainer(..., out={str(folder)!r}, resume=True).fit(model, data)"
+        self.model, run = train(
+            lambda _: wrapped, data, settings, folder, self.resume, again, self.tensorboard
+        )
+        self.history: list[Record] = run.history
+
+    def _wrap(self, model: Any) -> Model:
+        backend = load_backend(self.backend)
+        if self.num_gpus:
+            try:
+                return backend.wrap(model, "gpu")
+            except BadInput as error:
+                reason = str(error).split(";")[0]
+                Console().print(f"{reason}: training on the CPU", highlight=False, soft_wrap=True)
+        return backend.wrap(model, "cpu")

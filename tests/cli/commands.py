@@ -1,0 +1,37 @@
+"""What the tests of the commands share: how to run one, and a run that is soon over."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common.training.runs import read_history
+
+SHORT = [
+    *("--epochs", "1", "--batch-size", "8", "--resize", "28", "--lr", "0.01", "--momentum", "0.9"),
+    *("--limit-train", "24", "--limit-val", "16"),
+]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "common.cli", *map(str, arguments)]
+
+
+def run(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600, cwd=folder)
+
+
+def succeed(*arguments: object, folder: Path | None = None) -> str:
+    done = run(*arguments, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def wait_for(history: Path, lines: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while len(read_history(history)) < lines:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)

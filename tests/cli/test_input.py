@@ -1,0 +1,242 @@
+"""What train, evaluate and predict say of bad input, and do with a person's own. The oracle computes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common import Architecture, initial_weights, load_checkpoint, save_checkpoint
+from common.data import sample
+from common.training.runs import read_history
+from tests.cli.commands import SHORT, command, run, succeed, wait_for
+
+pytestmark = pytest.mark.usefixtures("no_full_set")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network's checkpoint."""
+    arch = Architecture(stages=((1, 8), (1, 16)), stem_channels=8)
+    path = tmp_path_factory.mktemp("network") / "small.safetensors"
+    save_checkpoint(path, arch, initial_weights(arch))
+    return path
+
+
+def test_out_is_a_new_folder_by_default(tmp_path: Path) -> None:
+    options = ["train", "resnet18", "--backend", "oracle", *SHORT, "--precision", "float64"]
+    for number in (1, 2):
+        assert f"runs/resnet18-oracle-{number}" in succeed(*options, folder=tmp_path)
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    slow = ["--resize", "96", "--batch-size", "24", "--epochs", "9", "--precision", "float64"]
+    process = subprocess.Popen(
+        command("train", "resnet18", "--backend", "oracle", *SHORT, *slow, "--out", tmp_path / "run"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(tmp_path / "run", 1, process)  # a step takes seconds
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "resnet-tabs: stopped at once\n")
+    assert [r["step"] for r in read_history(tmp_path / "run")] == [1]
+
+
+def test_a_run_that_diverges_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    options = ["--backend", "oracle", *SHORT, "--precision", "float64", "--lr", "1e200"]
+    done = run("train", "resnet18", *options, "--out", tmp_path / "run")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "the loss of step" in done.stderr and "diverged" in done.stderr
+    load_checkpoint(tmp_path / "run" / "last.safetensors")
+
+
+# Bad input
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has a checkpoint and is not finished."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    options = [*SHORT, "--resize", "28", "--epochs", "9"]
+    process = subprocess.Popen(
+        command("train", "resnet18", "--backend", "oracle", *options, "--precision", "float64", "--out", out),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(out)},
+    )
+    wait_for(out, 1, process)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    return out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["resnet81"], ["unknown architecture 'resnet81'", "resnet18"]),
+        (["resnet18", "--backend", "tourch"], ["unknown backend 'tourch'", "did you mean torch?"]),
+        (["resnet18", "--limit-train", "0"], ["limit_train must be 1 or more, not 0"]),
+        (["resnet18", "--limit-val", "0"], ["limit_val must be 1 or more, not 0"]),
+        (["resnet18", "--limit-train", "50"], ["batch_size 128 is larger than the 50 training images"]),
+        (["resnet18", "--batch-size", "0"], ["batch_size must be 1 or more"]),
+        (["resnet18", "--resize", "16"], ["16×16 are too small", "17×17"]),
+        (["resnet18", "--resize", "-1"], ["resize must be"]),
+        (["resnet18", "--epochs", "0"], ["epochs must be 1 or more"]),
+        (["resnet18", "--lr", "0"], ["lr must be above 0"]),
+        (["resnet18", "--lr", "nan"], ["lr must be above 0"]),
+        (["resnet18", "--lr", "fast"], ["--lr", "number"]),
+        (["resnet18", "--momentum", "-1"], ["momentum must be 0 or more"]),
+        (["resnet18", "--schedule", "step"], ["unknown schedule 'step'", "cosine"]),
+        (["resnet18", "--schedule", "cosine", "--warmup-epochs", "10"], ["warmup_epochs (10)"]),
+        (["resnet18", "--augment", "flip,rotate"], ["unknown augmentation 'rotate'", "crop"]),
+        (["resnet18", "--precision", "float16"], ["unknown precision 'float16'", "bfloat16"]),
+        (["resnet18", "--device", "tpu"], ["unknown device 'tpu'"]),
+        (["resnet18", "--seed", "-1"], ["seed must be 0 or more"]),
+        (["resnet18", "--data", "{tmp}"], ["has no train-images-idx3-ubyte.gz"]),
+        (["resnet18", "--nothing"], ["No such option", "--nothing"]),
+        (["resnet18", "--resume"], ["--resume needs --out RUN"]),
+        (["resnet18", "--resume", "--out", "{tmp}"], ["is not a run"]),
+        (["resnet18", "--resume", "--out", "{tmp}/nowhere"], ["is not a run"]),
+        (["resnet18", "--out", "{stopped}"], ["already holds a run", "--resume"]),
+        (
+            ["resnet18", "--resume", "--out", "{stopped}", "--lr", "0.3", "--batch-size", "4"],
+            ["other settings", "lr is 0.3, not 0.01", "batch_size is 4, not 8"],
+        ),
+        (
+            ["resnet18", "--resume", "--out", "{stopped}", "--backend", "torch"],
+            ["backend is torch, not oracle"],
+        ),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("resnet") else "",
+)
+def test_bad_input_to_train(stopped: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    before = {path: path.read_bytes() for path in stopped.iterdir()}
+    arguments = [argument.format(stopped=stopped, tmp=tmp_path) for argument in arguments]
+    out = [] if {"--out", "--resume"} & set(arguments) else ["--out", tmp_path / "out"]
+    backend = [] if "--backend" in arguments or "--resume" in arguments else ["--backend", "oracle"]
+    refused(words, "train", *arguments, *backend, *out, folder=tmp_path)
+    assert not (tmp_path / "out").exists()
+    assert {path: path.read_bytes() for path in stopped.iterdir()} == before
+
+
+def refused(words: list[str], *arguments: object, folder: Path) -> None:
+    """The command says one line that has these words, and exits with 2."""
+    done = run(*arguments, folder=folder)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_resuming_needs_no_options_but_the_folder(stopped: Path, tmp_path: Path) -> None:
+    settings = json.loads((stopped / "run.json").read_text())
+    assert (settings["batch_size"], settings["lr"]) == (8, 0.01)  # not the defaults
+    assert "epoch 9/9" in succeed(
+        "train", "resnet18", "--out", shutil.copytree(stopped, tmp_path / "copy"), "--resume"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{tmp}/no.safetensors"], ["not found"]),
+        (["{tmp}"], ["is not a run"]),
+        (["{tmp}/text.txt"], ["not a complete safetensors file"]),
+        (["{network}", "--resize", "3"], ["too small"]),
+        (["{network}", "--limit-val", "0"], ["limit_val must be 1 or more"]),
+        (["{network}", "--backend", "tourch"], ["unknown backend 'tourch'"]),
+        (["{seven}"], ["Fashion-MNIST has 10 classes but the network tells 7"]),
+    ],
+)
+def test_bad_input_to_evaluate(network: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    (tmp_path / "text.txt").write_text("no checkpoint")
+    seven = Architecture(stages=((1, 2),), num_classes=7, stem_channels=2)
+    save_checkpoint(tmp_path / "seven.safetensors", seven, initial_weights(seven))
+    names = {"network": network, "tmp": tmp_path, "seven": tmp_path / "seven.safetensors"}
+    refused(words, "evaluate", *[argument.format(**names) for argument in arguments], folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (["no.png"], ["no.png not found"]),
+        (["text.png"], ["text.png is not an image that can be read"]),
+        (["truncated.png"], ["truncated.png is not an image that can be read"]),
+        (["grey.png", "text.png"], ["text.png is not an image"]),
+        (["colour.png"], ["colour.png has 3 channels (RGB) but the network takes 1", "greyscale"]),
+        (["glass.png"], ["glass.png has 4 channels (RGBA)"]),
+        (["text.npy"], ["text.npy is not an array"]),
+        (["pickle.npy"], ["pickle.npy is not an array"]),
+        (["flat.npy"], ["flat.npy", "(N, C, H, W)"]),
+        (["three.npy"], ["three.npy", "3 channels but the network takes 1"]),
+        (["small.npy"], ["small.npy", "too small"]),
+        (["nan.npy"], ["nan.npy has values that are NaN"]),
+        (["words.npy"], ["words.npy must hold uint8 or floating point numbers"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_bad_input_to_predict(network: Path, tmp_path: Path, inputs: list[str], words: list[str]) -> None:
+    pixels = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
+    Image.fromarray(pixels).save(tmp_path / "grey.png")
+    Image.fromarray(np.stack([pixels] * 3, -1)).save(tmp_path / "colour.png")
+    Image.fromarray(np.stack([pixels] * 4, -1), "RGBA").save(tmp_path / "glass.png")
+    whole = (tmp_path / "grey.png").read_bytes()
+    (tmp_path / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    for name in ("text.png", "text.npy"):
+        (tmp_path / name).write_text("neither image nor array")
+    np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object))
+    np.save(tmp_path / "flat.npy", np.zeros((28, 28)))
+    np.save(tmp_path / "three.npy", np.zeros((1, 3, 28, 28)))
+    np.save(tmp_path / "small.npy", np.zeros((1, 1, 4, 4)))
+    np.save(tmp_path / "nan.npy", np.full((1, 1, 28, 28), np.nan))
+    np.save(tmp_path / "words.npy", np.array(["a"]))
+    arguments = ["predict", network, *[tmp_path / name for name in inputs], "--backend", "oracle"]
+    refused(words, *arguments, "--out", tmp_path / "logits.npy", folder=tmp_path)
+    assert not (tmp_path / "logits.npy").exists()
+
+
+def test_predict_brings_images_to_the_networks_size(network: Path, tmp_path: Path) -> None:
+    from common.data import resize
+    from common.oracle import Model
+
+    original = sample().test_images[0]
+    large = Image.fromarray(original).resize((280, 280), Image.Resampling.NEAREST)
+    Image.fromarray(original).save(tmp_path / "same.png")
+    large.save(tmp_path / "large.png")
+    files = [tmp_path / "same.png", tmp_path / "large.png"]
+    out = tmp_path / "logits.npy"
+    succeed("predict", network, *files, "--backend", "oracle", "--precision", "float64", "--out", out)
+    found = np.load(out)
+    arch, weights = load_checkpoint(network)
+    model = Model(arch)
+    model.load_weights(weights)
+    expected = model.predict(resize(original[None], (96, 96))[:, None])
+    np.testing.assert_allclose(found[:1], expected, rtol=1e-6)
+    np.testing.assert_allclose(found[1:], expected, rtol=0.2, atol=0.05)  # smoothed, but the same boot
+
+
+def test_predict_names_classes_by_number_where_they_are_not_fashion(tmp_path: Path) -> None:
+    three = Architecture(stages=((1, 2),), in_channels=3, num_classes=3, stem_channels=2)
+    save_checkpoint(tmp_path / "three.safetensors", three, initial_weights(three))
+    colours = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "photo.jpg")
+    shown = succeed("predict", tmp_path / "three.safetensors", tmp_path / "photo.jpg", "--backend", "oracle")
+    assert set(re.findall(r"class \d", shown)) == {"class 0", "class 1", "class 2"}
+    assert sum(map(float, re.findall(r"\d\.\d+", shown))) == pytest.approx(1, abs=1e-3)

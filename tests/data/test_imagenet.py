@@ -1,0 +1,102 @@
+"""ImageNet networks: preprocessing as torchvision's, the classes, and `predict` with both."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common import Architecture, initial_weights, save_checkpoint
+from common.data.imagenet import NUM_CLASSES, classes, preprocess
+from common.oracle import Model
+from tests.cli.commands import run, succeed
+
+SIZES = [(256, 256), (300, 400), (401, 299), (500, 333), (64, 91), (1000, 225)]
+
+
+def picture(width: int, height: int, channels: int = 3) -> Image.Image:
+    """Noise, smoothed, so that resizing has something to get wrong."""
+    pixels = np.random.default_rng(width).integers(
+        0, 256, (height // 4 + 1, width // 4 + 1, channels), np.uint8
+    )
+    return Image.fromarray(pixels.squeeze()).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_preprocessing_is_torchvisions(backends: list[str], size: tuple[int, int]) -> None:
+    if "torch" not in backends:
+        pytest.skip("torchvision needs PyTorch, which is not under test")
+    from tests.interop.families import torchvision
+
+    transforms = torchvision().transforms
+    theirs = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    image = picture(*size)
+    np.testing.assert_allclose(preprocess(image), theirs(image).numpy(), rtol=0, atol=1e-6)
+
+
+def test_the_classes_are_a_thousand_and_in_torchvisions_order(backends: list[str]) -> None:
+    assert len(classes()) == NUM_CLASSES == len(set(classes()))
+    assert (classes()[0], classes()[207], classes()[999]) == ("tench", "golden retriever", "toilet tissue")
+    if "torch" in backends:
+        from tests.interop.families import torchvision
+
+        weights = torchvision().models.ResNet50_Weights.DEFAULT
+        assert list(classes()) == weights.meta["categories"]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network that says it is of ImageNet."""
+    arch = Architecture(stages=((1, 4), (1, 8)), in_channels=3, num_classes=1000, stem_channels=4)
+    path = tmp_path_factory.mktemp("imagenet") / "small.safetensors"
+    save_checkpoint(path, arch, initial_weights(arch), {"dataset": "imagenet"})
+    return path
+
+
+def test_predict_prepares_images_and_names_the_top_five(network: Path, tmp_path: Path) -> None:
+    image = picture(320, 240)
+    image.save(tmp_path / "photo.png")
+    image.convert("L").save(tmp_path / "grey.png")  # greyscale is taken as colour, as everyone does
+    options = ["--backend", "oracle", "--precision", "float64"]
+    shown = succeed("predict", network, tmp_path / "photo.png", tmp_path / "grey.png", *options)
+    model = Model(Architecture(((1, 4), (1, 8)), in_channels=3, num_classes=1000, stem_channels=4))
+    logits = model.predict(preprocess(image)[None])[0]
+    expected = [classes()[i] for i in logits.argsort()[::-1][:5]]
+    lines = shown.splitlines()
+    assert len(lines) == 2
+    assert [
+        re.sub(r" [\d.]+$", "", part) for part in lines[0].removeprefix("photo.png: ").split(", ")
+    ] == expected
+    smaller = tmp_path / "logits.npy"
+    succeed("predict", network, tmp_path / "photo.png", *options, "--resize", "64", "--out", smaller)
+    np.testing.assert_allclose(np.load(smaller)[0], model.predict(preprocess(image, 64)[None])[0], rtol=1e-6)
+
+
+def test_evaluate_has_no_imagenet(network: Path) -> None:
+    done = run("evaluate", network, "--backend", "oracle")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "is of imagenet" in done.stderr
+
+
+def test_predict_refuses_glass(network: Path, tmp_path: Path) -> None:
+    picture(40, 40, 4).save(tmp_path / "glass.png")
+    done = run("predict", network, tmp_path / "glass.png", "--backend", "oracle")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "glass.png has 4 channels (RGBA)" in done.stderr
+
+
+def test_importing_it_needs_no_pillow() -> None:
+    code = "import sys, common.data.imagenet as i; i.classes(); sys.exit('PIL' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

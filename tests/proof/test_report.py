@@ -1,0 +1,114 @@
+"""report.html in a real browser: tabs switch, nothing is fetched, no script error."""
+
+import copy
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+from common.architecture import Architecture
+from common.backend import BACKENDS
+from common.proof.compare import Comparison, Job, Timing, collect, judge
+from common.proof.report import LABELS, ROOMS, Report, write
+from common.weights import initial_weights
+
+ARCH = Architecture(stages=((1, 4), (1, 6)), block="resnext", groups=2, stem_channels=4)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report as `compare` writes it, of the oracle's evidence under the frameworks' names."""
+    job = Job(ARCH, initial_weights(ARCH), np.random.default_rng(0).random((2, 1, 32, 32)), np.array([3, 1]))
+    found = Comparison(job)
+    evidence = collect("oracle", job, "float64")
+    for name in ("oracle", *BACKENDS):
+        found.evidence[name, "float64"] = copy.deepcopy(evidence)
+    found.evidence["tf", "float64"].activations["b2"][0] += 1e-3
+    judge(found, list(BACKENDS), ["float64"])
+    found.timings = {name: Timing(1.5, 4.5) for name in BACKENDS}
+
+    everywhere = [copy.copy(backend) for backend in BACKENDS.values()]
+    for backend in everywhere:
+        object.__setattr__(backend, "packages", ("numpy",))  # there, whatever this machine has
+    absent = copy.copy(BACKENDS["mxnet"])
+    object.__setattr__(absent, "packages", ("no_such_framework",))
+    folder = tmp_path_factory.mktemp("report")
+    write(Report(found, [*everywhere[1:], absent], "small <net>", "a test"), folder)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (binary and driver):
+        message = "no chromium and chromedriver here; apt-get install chromium chromium-driver"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+def visible(browser: webdriver.Chrome) -> list[tuple[str, str]]:
+    panels = browser.find_elements(By.CSS_SELECTOR, ".panel")
+    return [
+        (panel.get_attribute("data-name"), panel.get_attribute("data-room"))
+        for panel in panels
+        if panel.is_displayed()
+    ]
+
+
+def click(browser: webdriver.Chrome, selector: str) -> None:
+    browser.find_element(By.CSS_SELECTOR, selector).click()
+
+
+def test_tabs_switch_and_stand_side_by_side(browser: webdriver.Chrome, page: Path) -> None:
+    browser.get(page.as_uri())
+    assert visible(browser) == [("mxnet", "blocks")]
+    for name in BACKENDS:
+        click(browser, f"[data-tab={name}]")
+        assert visible(browser) == [(name, "blocks")]
+    for room in ROOMS:
+        click(browser, f"button[data-room={room}]")
+        assert visible(browser) == [(name, room)]
+    click(browser, "[data-tab=beside]")
+    assert visible(browser) == [(name, room) for name in BACKENDS]
+
+
+def test_the_code_shown_is_the_installed_source(browser: webdriver.Chrome, page: Path) -> None:
+    browser.get(page.as_uri())
+    for name in BACKENDS:
+        click(browser, f"[data-tab={name}]")
+        shown = browser.find_element(By.CSS_SELECTOR, f"[data-name={name}][data-room=blocks] pre").text
+        source = (Path(__file__).parents[2] / f"resnet_{name}" / "blocks.py").read_text(encoding="utf-8")
+        assert shown.split() == source.split()
+
+
+def test_nothing_is_fetched_and_no_script_fails(browser: webdriver.Chrome, page: Path) -> None:
+    browser.get_log("browser"), browser.get_log("performance")
+    browser.get(page.as_uri())
+    click(browser, "[data-tab=beside]")
+    assert browser.get_log("browser") == []
+    requested = re.findall(r'"documentURL":"[^"]*".*?"url":"([^"]*)"', str(browser.get_log("performance")))
+    assert set(requested) == {page.as_uri()}
+
+
+def test_findings_are_shown_as_text(browser: webdriver.Chrome, page: Path) -> None:
+    browser.get(page.as_uri())
+    body = browser.find_element(By.TAG_NAME, "body").text
+    assert "small <net> in four frameworks" in body
+    assert "First layer that differs: b2" in browser.find_element(By.ID, "verdict").text
+    assert "not installed; run: pip install" in browser.find_element(By.ID, "backends").text
+    for name in ("torch", "tf", "jax"):
+        assert LABELS[name] in browser.find_element(By.ID, "timings").text
+    assert len(browser.find_elements(By.CSS_SELECTOR, "figure svg")) == 2

@@ -1,0 +1,356 @@
+"""Runs on disk: stopped, damaged, refused, and what they leave behind. The oracle computes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common import initial_weights, load_checkpoint, training
+from common.backend import load_backend
+from common.data import FashionMNIST
+from common.errors import BadInput, Stopped
+from common.training.runs import Run, Settings, is_finished, read_history, read_settings
+from tests.helpers import deviation, one_line
+from tests.training.running import (
+    TINY,
+    Once,
+    assert_identical,
+    losses,
+    settings,
+    tiny_data,
+    train,
+    without_times,
+)
+
+pytestmark = pytest.mark.usefixtures("sample_only")
+
+
+def test_the_loop_is_that_of_steps_taken_by_hand(tmp_path: Path) -> None:
+    data = tiny_data()
+    run = settings("oracle", data, precision="float64", warmup_epochs=1, epochs=3)
+    model, found = train(run, data, tmp_path / "run")
+    by_hand = load_backend("oracle").build(TINY)
+    by_hand.load_weights(initial_weights(TINY))
+    expected = []
+    for epoch in range(3):
+        for i, (x, y) in enumerate(data.train_dataloader(epoch, dtype="float64")):
+            step = 5 * epoch + i
+            lr = 0.05 * (step + 1) / 5 if epoch == 0 else 0.025 * (1 + np.cos(np.pi * (step - 5) / 10))
+            expected.append(by_hand.train_step(x, y, lr, 0.9, 1e-4))
+    np.testing.assert_allclose(losses(found.history), expected, rtol=1e-14)
+    assert deviation(model.weights(), by_hand.weights()) < 1e-14
+    metrics = training.evaluate(by_hand, data.val_dataloader("float64"))
+    x, y = (np.concatenate(arrays) for arrays in zip(*data.val_dataloader("float64"), strict=True))
+    logits = by_hand.predict(x)
+    assert metrics.accuracy == (logits.argmax(1) == y).mean()
+    right = np.exp(logits)[np.arange(len(y)), y] / np.exp(logits).sum(1)
+    assert metrics.loss == pytest.approx(-np.log(right).mean(), rel=1e-12)
+    assert found.history[-1]["val_loss"] == pytest.approx(metrics.loss, rel=1e-12)
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(run: Run) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    Once(monkeypatch, 3, twice)
+    data = tiny_data()
+    with pytest.raises(KeyboardInterrupt):
+        train(settings("oracle", data), data, tmp_path / "run")
+    assert Run.resume(tmp_path / "run", settings("oracle", data), "")[1].position.step == 0
+
+
+def test_a_run_in_another_thread_hears_no_signals_and_runs(tmp_path: Path) -> None:
+    data = tiny_data()
+    thread = threading.Thread(target=train, args=(settings("oracle", data), data, tmp_path / "run"))
+    thread.start()
+    thread.join()
+    assert is_finished(tmp_path / "run")
+
+
+# Checkpoints that are not what they were
+
+
+def stopped_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, data: FashionMNIST, lines: int = 8
+) -> Settings:
+    """A run of the oracle, stopped in its second epoch."""
+    Once(monkeypatch, lines, lambda _: signal.raise_signal(signal.SIGINT))
+    run = settings("oracle", data)
+    with pytest.raises(Stopped):
+        train(run, data, folder)
+    return run
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path: os.truncate(path, 0),
+    "a flipped bit": lambda path: path.write_bytes(path.read_bytes()[:-9] + b"\1" + path.read_bytes()[-8:]),
+    "gone": lambda path: path.unlink(),
+    "another": lambda path: shutil.copyfile(str(path).replace("last", "previous"), path),
+}
+
+
+@pytest.mark.parametrize("file", ["last.safetensors", "last.optimizer.safetensors"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    damage: str,
+) -> None:
+    data = tiny_data()
+    expected, whole = train(settings("oracle", data), data, tmp_path / "whole")
+    run = stopped_run(tmp_path / "run", monkeypatch, data)
+    DAMAGES[damage](tmp_path / "run" / file)
+    capsys.readouterr()
+    found, resumed = train(run, data, tmp_path / "run", resume=True)
+    said = capsys.readouterr().out
+    assert "going on from the one before it" in said
+    assert "going on after step 5" in said
+    assert_identical(found.weights(), expected.weights())
+    assert without_times(resumed.history) == without_times(whole.history)
+
+
+def test_the_good_checkpoint_outlives_a_second_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_data()
+    run = stopped_run(tmp_path / "run", monkeypatch, data)
+    DAMAGES["empty"](tmp_path / "run" / "last.safetensors")
+    _, checkpoint = Run.resume(tmp_path / "run", run, "")
+    assert checkpoint and checkpoint.warning
+    for _ in range(2):  # it has the last one's place now
+        _, again = Run.resume(tmp_path / "run", run, "")
+        assert again and not again.warning
+        assert again.position == checkpoint.position
+
+
+def test_no_whole_checkpoint_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_data()
+    run = stopped_run(tmp_path / "run", monkeypatch, data)
+    for name in ("last", "previous"):
+        DAMAGES["truncated"](tmp_path / "run" / f"{name}.safetensors")
+    with pytest.raises(BadInput) as error:
+        train(run, data, tmp_path / "run", resume=True)
+    one_line(error, "no whole checkpoint", "last.safetensors", "previous.safetensors", "start a new run")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    data = tiny_data()
+    run = settings("oracle", data)
+    Run.start(tmp_path / "run", run, "")
+    found, _ = train(run, data, tmp_path / "run", resume=True)
+    expected, _ = train(run, data, tmp_path / "whole")
+    assert_identical(found.weights(), expected.weights())
+
+
+def test_a_line_that_was_being_written_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_data()
+    run = stopped_run(tmp_path / "run", monkeypatch, data)
+    with (tmp_path / "run" / "history.jsonl").open("a") as file:
+        file.write('{"event": "step", "epo')
+    _, whole = train(run, data, tmp_path / "whole")
+    train(run, data, tmp_path / "run", resume=True)
+    assert without_times(read_history(tmp_path / "run")) == without_times(whole.history)
+
+
+# What cannot go on
+
+
+def test_resuming_with_other_settings_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_data()
+    run = stopped_run(tmp_path / "run", monkeypatch, data)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(BadInput) as error:
+        train(replace(run, lr=0.1, schedule="constant"), data, tmp_path / "run", resume=True)
+    one_line(error, "other settings", "lr is 0.1, not 0.05", "schedule is constant, not cosine")
+    assert "momentum" not in str(error.value)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_finished_run_is_not_resumed_and_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    data = tiny_data()
+    run = settings("oracle", data)
+    train(run, data, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(BadInput) as error:
+        train(run, data, tmp_path / "run", resume=True)
+    one_line(error, "finished run of 2 epochs")
+    with pytest.raises(BadInput) as error:
+        train(run, data, tmp_path / "run")
+    one_line(error, "already holds a run", "--resume")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_what_is_not_a_run_is_not_resumed(tmp_path: Path) -> None:
+    data = tiny_data()
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(FileNotFoundError) as error:
+            train(settings("oracle", data), data, folder, resume=True)
+        one_line(error, "is not a run")
+    (tmp_path / "run.json").write_text('{"backend": "torch"}')
+    with pytest.raises(BadInput) as error:
+        train(settings("oracle", data), data, tmp_path, resume=True)
+    one_line(error, "run.json is damaged")
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stopped_run(tmp_path / "run", monkeypatch, tiny_data())
+    found, checkpoint = Run.resume(tmp_path / "run", run, "")
+    assert checkpoint
+    position = replace(checkpoint.position, step=9)
+    for save in (
+        lambda weights: found.save(weights, {}, position),
+        lambda weights: found.save_best(weights, position),
+    ):
+        with pytest.raises(Stopped) as error:
+            save({**checkpoint.weights, "last.bias": np.full(10, np.inf)})
+        one_line(error, "the weights are not finite after step 9", "has the checkpoint of step 7")
+
+
+@pytest.mark.parametrize("disaster", ["disk full", "folder removed"])
+def test_a_folder_that_cannot_be_written_any_more_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disaster: str
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def act(run: Run) -> None:
+        if disaster == "disk full":
+            patch.setattr("common.files.os.fsync", full)
+        else:
+            shutil.rmtree(run.folder)
+
+    data = tiny_data()
+    run = settings("oracle", data)
+    with monkeypatch.context() as patch:
+        Once(patch, 9, act)
+        with pytest.raises(BadInput) as error:
+            train(run, data, tmp_path / "run")
+    if disaster == "disk full":
+        one_line(error, "No space left", "has the checkpoint of step 5", "go on with: the command")
+        assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+        found, _ = train(run, data, tmp_path / "run", resume=True)
+        expected, _ = train(run, data, tmp_path / "whole")
+        assert_identical(found.weights(), expected.weights())
+    else:
+        one_line(error, "cannot write", "has no checkpoint any more")
+
+
+# What a run leaves behind
+
+
+def test_a_run_leaves_history_checkpoints_and_curves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny_data()
+    run = settings("oracle", data)
+    model, found = train(run, data, tmp_path / "run", tensorboard=True)
+    folder = tmp_path / "run"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        *("run.json", "history.jsonl", "curves.png", "curves.svg", "tensorboard"),
+        *(f"{n}.{k}" for n in ("last", "previous") for k in ("safetensors", "optimizer.safetensors")),
+        "best.safetensors",
+    }
+    assert read_settings(folder) == run
+    arch, last = load_checkpoint(folder / "last.safetensors")
+    assert arch == TINY
+    assert_identical(last, model.weights())
+
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert history == found.history
+    steps = [record for record in history if record["event"] == "step"]
+    epochs = [record for record in history if record["event"] == "epoch"]
+    assert [record["step"] for record in steps] == list(range(1, 11))
+    assert [record["epoch"] for record in steps] == [1] * 5 + [2] * 5
+    assert [record["step"] for record in epochs] == [5, 10]
+    assert set(steps[0]) == {"event", "epoch", "step", "lr", "loss", "accuracy"}
+    assert set(epochs[0]) == {
+        *("event", "epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"),
+        *("images_per_second", "seconds"),
+    }
+    counts = [8, 8, 8, 8, 4]
+    assert epochs[0]["train_loss"] == pytest.approx(
+        np.average([r["loss"] for r in steps[:5]], weights=counts)
+    )
+    assert epochs[1]["train_accuracy"] == pytest.approx(
+        np.average([r["accuracy"] for r in steps[5:]], weights=counts)
+    )
+
+    best = max(epochs, key=lambda record: record["val_accuracy"])
+    model.load_weights(load_checkpoint(folder / "best.safetensors")[1])
+    assert training.evaluate(model, data.val_dataloader("float64")).accuracy == best["val_accuracy"]
+
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (folder / "curves.svg").read_text()
+    (events,) = (folder / "tensorboard").iterdir()
+    assert b"epoch/val_accuracy" in events.read_bytes()
+
+    lines = capsys.readouterr().out.splitlines()
+    assert "36 training and 20 validation images at 28×28" in lines[0]
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["epoch 1/2", "epoch 2/2"]
+    assert f"best val accuracy {best['val_accuracy']:.4f}" in lines[3]
+    assert "val accuracy" in lines[1] and "images/s" in lines[1]
+
+
+def test_the_history_is_there_as_it_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    Once(monkeypatch, 3, lambda run: seen.append(len(read_history(run.folder))))
+    data = tiny_data()
+    train(settings("oracle", data), data, tmp_path / "run")
+    assert seen == [3]
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 0}, "epochs must be 1 or more, not 0"),
+        ({"lr": 0.0}, "lr must be above 0"),
+        ({"lr": float("nan")}, "lr must be above 0"),
+        ({"momentum": -0.1}, "momentum must be 0 or more"),
+        ({"weight_decay": float("inf")}, "weight_decay must be 0 or more"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be 0 or more"),
+        ({"warmup_epochs": 2}, "warmup_epochs (2) leaves the cosine none of 2 epochs"),
+        ({"schedule": "step"}, "unknown schedule 'step'; give constant or cosine"),
+    ],
+)
+def test_settings_that_make_no_run_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInput) as error:
+        settings("oracle", tiny_data(), **options)
+    one_line(error, words)
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    run = settings("oracle", tiny_data(), epochs=4, warmup_epochs=1, lr=0.8)
+    rates = [training.learning_rate(run, step, 10) for step in range(40)]
+    assert rates[:11] == pytest.approx([0.08 * k for k in range(1, 11)] + [0.8])
+    assert all(a > b for a, b in pairwise(rates[10:]))
+    assert rates[25] == pytest.approx(0.4)
+    assert 0 < rates[39] < 0.01
+    constant = replace(run, schedule="constant")
+    assert [training.learning_rate(constant, step, 10) for step in range(10, 40)] == [0.8] * 30
+
+
+def test_a_network_that_cannot_tell_the_classes_is_refused(tmp_path: Path) -> None:
+    data = tiny_data()
+    few = replace(TINY, num_classes=7)
+    with pytest.raises(BadInput) as error:
+        train(settings("oracle", data, few), data, tmp_path / "run")
+    one_line(error, "10 classes", "7")
+    assert not (tmp_path / "run").exists()
