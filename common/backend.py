@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from common.architecture import Architecture, Shape, unknown
 from common.errors import BadInput, MissingBackend
 from common.summary import Row, summary_rows
-from common.weights import Weights, check_weights, initial_weights
+from common.weights import Weights, check_tensors, check_weights, initial_weights, is_statistic
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ class Model(ABC):
         return self._train_step(images, labels, lr)
 
     def optimizer_state(self) -> Weights:
-        """What the optimizer remembers between steps, by name, as its framework keeps it.
+        """Canonical name to velocity, a copy, once there was a step with momentum; without, there is nothing.
 
-        Another model of the same backend goes on from it, and from `weights`, to the same bit.
+        Another model goes on from it, and from `weights`; one of the same backend to the same bit.
         """
-        state = {} if self._optimizer_settings is None else self._optimizer_state()
-        return {name: np.array(array) for name, array in state.items()}
+        momentum, _ = self._optimizer_settings or (0.0, 0.0)
+        return {name: np.array(array) for name, array in self._optimizer_state().items()} if momentum else {}
 
     def load_optimizer_state(
         self, state: Mapping[str, NDArray], momentum: float = 0.0, weight_decay: float = 0.0
@@ -142,20 +142,22 @@ class Model(ABC):
         """Go on from what `optimizer_state` gave under this momentum and weight decay.
 
         Raises:
-            ValueError: if a name or a shape is not this network's.
+            ValueError: unless names and shapes are exactly those of the trained parameters (with momentum;
+                without, there are none) and all is finite.
         """
         self._need_weights()
-        shapes = self.arch.parameter_shapes()
-        for name, array in state.items():
-            if name in shapes and array.shape != shapes[name]:
-                raise BadInput(
-                    f"the optimizer's state does not fit: {name} is {array.shape}, not {shapes[name]}"
-                )
-        self._new_optimizer(momentum, weight_decay)
+        shapes = {
+            name: shape
+            for name, shape in self.arch.parameter_shapes().items()
+            if momentum and not is_statistic(name)
+        }
         try:
-            self._load_optimizer_state(state)
-        except KeyError as error:
-            raise BadInput(f"the optimizer's state does not fit: {error} is missing or not known") from None
+            checked = check_tensors(shapes, state)
+        except BadInput as error:
+            raise BadInput(f"the optimizer's state does not fit; {error}") from None
+        self._new_optimizer(momentum, weight_decay)
+        if checked:
+            self._load_optimizer_state({name: np.array(array, self.dtype) for name, array in checked.items()})
         self._optimizer_settings = (momentum, weight_decay)
 
     def _need_weights(self) -> None:
@@ -206,7 +208,7 @@ class Model(ABC):
     def _optimizer_state(self) -> Weights: ...
 
     @abstractmethod
-    def _load_optimizer_state(self, state: Mapping[str, NDArray]) -> None: ...
+    def _load_optimizer_state(self, state: Weights) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ gradient is the same row walked backwards: that is all of backpropagation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -316,5 +316,5 @@ class Model(contract.Model):
     def _optimizer_state(self) -> Weights:
         return self._velocity
 
-    def _load_optimizer_state(self, state: Mapping[str, NDArray]) -> None:
-        self._velocity = {name: np.asarray(state[name], np.float64) for name in self._velocity}
+    def _load_optimizer_state(self, state: Weights) -> None:
+        self._velocity |= state

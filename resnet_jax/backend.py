@@ -85,7 +85,7 @@ class Model(contract.Model):
     def _optimizer_state(self) -> Weights:
         return self._named({"params": optax.tree_utils.tree_get(self._opt_state, "trace")})
 
-    def _load_optimizer_state(self, state: Mapping[str, NDArray]) -> None:
+    def _load_optimizer_state(self, state: Weights) -> None:
         with self._precision():
             trace = self._tree(state)["params"]
             self._opt_state = optax.tree_utils.tree_set(self._opt_state, trace=trace)

@@ -1,7 +1,5 @@
 """The contract under MXNet: NumPy in, NumPy out."""
 
-from collections.abc import Mapping
-
 import mxnet as mx
 from mxnet import np
 from mxnet.gluon import Parameter
@@ -74,7 +72,7 @@ class Model(contract.Model):
     def _optimizer_state(self) -> Weights:
         return {name: state.asnumpy() for name, state in self._velocities().items()}
 
-    def _load_optimizer_state(self, state: Mapping[str, NDArray]) -> None:
+    def _load_optimizer_state(self, state: Weights) -> None:
         updater = self._trainer._updaters[0]
         for name, array in state.items():
             index = self._trainer._param2idx[self._parameters[name].name]

@@ -1,6 +1,6 @@
 """The contract under TensorFlow: NumPy in, NumPy out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -84,15 +84,11 @@ class Model(contract.Model):
         return float(loss), logits.numpy()
 
     def _optimizer_state(self) -> Weights:
-        # Keras' velocities hold its learning rate: one is of no use without the other.
-        return {name: from_channels_last(v.numpy()) for name, v in self._velocities().items()} | {
-            "learning_rate": self._optimizer.learning_rate.numpy()
-        }
+        return {name: from_channels_last(v.numpy()) for name, v in self._velocities().items()}
 
-    def _load_optimizer_state(self, state: Mapping[str, NDArray]) -> None:
+    def _load_optimizer_state(self, state: Weights) -> None:
         for name, variable in self._velocities().items():
             variable.assign(to_channels_last(state[name]))
-        self._optimizer.learning_rate.assign(state["learning_rate"])
 
     def _velocities(self) -> dict[str, keras.Variable]:
         names = {v.path: name for name, v in self._variables.items()}

@@ -1,7 +1,5 @@
 """The contract under PyTorch: NumPy in, NumPy out."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -79,7 +77,7 @@ class Model(contract.Model):
         velocities = {name: state.get("momentum_buffer") for name, state in states.items()}
         return {name: _numpy(velocity) for name, velocity in velocities.items() if velocity is not None}
 
-    def _load_optimizer_state(self, state: Mapping[str, NDArray]) -> None:
+    def _load_optimizer_state(self, state: Weights) -> None:
         for name, array in state.items():
             self._optimizer.state[self._parameters[name]]["momentum_buffer"] = self._tensor(array)
 

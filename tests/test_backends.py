@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from common import architecture, data, load_backend
 from common.architecture import Architecture
 from common.errors import BadInput
+from common.weights import is_statistic
 from tests.helpers import (
     ROUNDING,
     SINGLE,
@@ -213,6 +214,46 @@ def test_loading_weights_starts_the_velocity_anew(model: Any, batch: tuple) -> N
     assert deviation(*states) <= ROUNDING
 
 
+def test_the_optimizers_state_is_the_oracles_and_copied(
+    model: Any, oracle: Any, batch: tuple, backend: str, device: str
+) -> None:
+    for m in (model, oracle):
+        for _ in range(2):
+            m.train_step(*batch, lr=0.1, momentum=0.9)
+    weights, state = model.weights(), model.optimizer_state()
+    assert deviation(state, oracle.optimizer_state()) <= TRAINED
+    kept = {name: array.copy() for name, array in state.items()}
+    ends = []
+    for m in (
+        model,
+        build(backend, SMALL, device=device),
+    ):  # two from one state
+        m.load_weights(weights)
+        m.load_optimizer_state(state, momentum=0.9)
+        m.train_step(*batch, lr=0.1, momentum=0.9)
+        ends.append(m.weights())
+        assert_same_weights(state, kept)
+    assert_same_weights(*ends)
+
+
+def test_without_momentum_there_is_no_state(model: Any, batch: tuple) -> None:
+    model.train_step(*batch, lr=0.1)
+    assert model.optimizer_state() == {}
+    model.load_optimizer_state({}, momentum=0.0)
+    model.train_step(*batch, lr=0.1)
+
+
+def test_a_state_of_another_type_is_cast(backend: str, device: str, batch: tuple) -> None:
+    model = built(backend, SMALL, "float32", device)
+    model.load_weights(random_weights(SMALL))
+    state = {name: array for name, array in random_weights(SMALL).items() if not is_statistic(name)}
+    model.load_optimizer_state(state, momentum=0.9)
+    found = model.optimizer_state()
+    assert_same_weights(found, {name: array.astype("float32") for name, array in state.items()})
+    assert {array.dtype for array in found.values()} == {np.dtype("float32")}
+    model.train_step(*batch, lr=0.1, momentum=0.9)
+
+
 def test_train_step_returns_the_loss_before_it(model: Any, batch: tuple) -> None:
     before = model.loss_and_gradients(*batch).loss
     assert deviation(model.train_step(*batch, lr=0.1), before) <= ROUNDING
@@ -347,6 +388,25 @@ def test_weights_that_do_not_fit_are_refused_in_the_words_of_the_oracle(
         messages.append(str(error.value))
     assert messages[0] == messages[1]
     assert_same_weights(model.weights(), random_weights(SMALL))  # nothing half-loaded
+
+
+BAD_STATES: dict[str, tuple[Callable[[dict[str, NDArray]], dict[str, NDArray]], float, str]] = {
+    "missing": (without, 0.9, "missing: b2.0.conv1.weight"),
+    "extra": (lambda s: s | {"learning_rate": np.ones(())}, 0.9, "extra: learning_rate"),
+    "wrong shape": (lambda s: s | {"last.weight": s["last.weight"].T}, 0.9, "wrong shape: last.weight"),
+    "NaN": (lambda s: s | {"last.bias": s["last.bias"] * np.nan}, 0.9, "NaN or infinite: last.bias"),
+    "none": (lambda s: {}, 0.9, "missing: b1.conv.weight"),
+    "without momentum": (lambda s: s, 0.0, "extra: b1.conv.weight"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STATES)
+def test_an_optimizers_state_that_does_not_fit_is_refused(model: Any, case: str) -> None:
+    spoil, momentum, words = BAD_STATES[case]
+    state = {name: array for name, array in random_weights(SMALL).items() if not is_statistic(name)}
+    with pytest.raises(BadInput) as error:
+        model.load_optimizer_state(spoil(state), momentum)
+    one_line(error, "the optimizer's state does not fit", words)
 
 
 @pytest.mark.parametrize(
