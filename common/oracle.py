@@ -171,6 +171,11 @@ class Pass:
         self.gradients: Weights = {}
         self.running: Weights = {}
 
+    # The layers without parameters: neither names nor gradients to collect.
+    relu = staticmethod(relu)
+    max_pool = staticmethod(max_pool)
+    global_average_pool = staticmethod(global_average_pool)
+
     def convolution(self, name: str, x: Array, stride: int, padding: int) -> tuple[Array, Callable]:
         """A convolution layer."""
         y, backward = convolution(x, *self._parameters(name), stride, padding)
@@ -195,8 +200,8 @@ class Pass:
         """b1: 7×7 convolution at stride 2, batch norm, ReLU, 3×3 max-pool at stride 2."""
         y, convolution_back = self.convolution("b1.conv", x, stride=2, padding=3)  # H → ⌈H / 2⌉
         y, norm_back = self.batch_norm("b1.bn", y)
-        y, relu_back = relu(y)
-        y, pool_back = max_pool(y)  # → ⌈H / 4⌉
+        y, relu_back = self.relu(y)
+        y, pool_back = self.max_pool(y)  # → ⌈H / 4⌉
         return y, lambda dy: convolution_back(norm_back(relu_back(pool_back(dy))))
 
     def block(self, block: Block, x: Array) -> tuple[Array, Callable]:
@@ -211,7 +216,7 @@ class Pass:
             y, norm_back = self.batch_norm(f"{block.name}.bn{i}", y)
             backs += [convolution_back, norm_back]
             if i != chain[-1]:
-                y, relu_back = relu(y)
+                y, relu_back = self.relu(y)
                 backs.append(relu_back)
 
         shortcut, shortcut_backs = x, []
@@ -222,17 +227,21 @@ class Pass:
             if block.groups is not None:  # ResNeXtBlock normalises its shortcut, Residual does not
                 shortcut, norm_back = self.batch_norm(f"{block.name}.bn{i}", shortcut)
                 shortcut_backs.append(norm_back)
-        y, relu_back = relu(y + shortcut)
+        y, addition_back = self.addition(y, shortcut)
 
         def backward(dy: Array) -> Array:
-            dsum = relu_back(dy)
+            dsum = addition_back(dy)
             return _walk_back(backs, dsum) + _walk_back(shortcut_backs, dsum)
 
         return y, backward
 
+    def addition(self, y: Array, shortcut: Array) -> tuple[Array, Callable]:
+        """The end of a block: both ways added, then ReLU. The sum's gradient is that of either way."""
+        return self.relu(y + shortcut)
+
     def head(self, x: Array) -> tuple[Array, Callable]:
         """last: global average pool, then the logits."""
-        y, pool_back = global_average_pool(x)
+        y, pool_back = self.global_average_pool(x)
         logits, dense_back = self.dense("last", y)
         return logits, lambda dy: pool_back(dense_back(dy))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,7 @@ from common import oracle
 from common.architecture import Architecture, Block
 from common.data import imagenet
 from common.oracle import Array
+from common.oracle import evaluation_has_no_gradient as no_gradient
 from common.weights import STATISTICS, Weights, is_statistic
 
 
@@ -79,6 +81,17 @@ def _transposed_dense(name: str, array: Array) -> Array:
     return array.T if name == "last.weight" and array.shape[0] == array.shape[1] else array
 
 
+_erf = np.frompyfunc(math.erf, 1, 1)  # NumPy has none
+
+
+def _gelu(x: Array) -> Array:
+    return x * (1 + _erf(x / math.sqrt(2)).astype(np.float64)) / 2
+
+
+def _tanh_gelu(x: Array) -> Array:
+    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
 _SAME = "padding SAME in {} (lopsided at stride 2 on an even size; here symmetric)"
 TRAPS = (
     Trap("images in 0..255 (the division by 255 is missing)", "scale", lambda x: x * 255),
@@ -120,6 +133,25 @@ TRAPS = (
         "stride",
         port={"early_stride": True},
     ),
+    Trap("ReLU before the addition (here after it)", "addition", port={"relu_at": ("before",)}),
+    Trap("ReLU before the addition too (here after it)", "addition", port={"relu_at": ("before", "after")}),
+    Trap("no ReLU after the addition", "addition", port={"relu_at": ()}),
+    Trap("GELU for ReLU", "activation", port={"activation": _gelu}),
+    Trap("GELU in its tanh approximation for ReLU", "activation", port={"activation": _tanh_gelu}),
+    Trap("no batch norm anywhere", "batch norm", port={"no_norm": ("",)}),
+    Trap("no batch norm in the stem", "batch norm", port={"no_norm": ("b1.bn",)}),
+    Trap("no batch norm on the shortcuts", "batch norm", port={"no_norm": ("bn4",)}),
+    Trap(
+        "average-pool for the max-pool, its padding counted (as PyTorch's AvgPool2d does)",
+        "pool",
+        port={"pool": "average with padding"},
+    ),
+    Trap(
+        "average-pool for the max-pool, its padding not counted (as in TensorFlow)",
+        "pool",
+        port={"pool": "average"},
+    ),
+    Trap("global max-pool for the global average-pool", "global pool", port={"global_max": True}),
     Trap("dense weight transposed (here (out, in))", "dense", weights=_transposed_dense),
     Trap("softmax after the last layer (here logits)", "softmax", port={"softmax": True}),
 )
@@ -134,6 +166,11 @@ class Port(oracle.Pass):
         epsilon: of batch norm.
         statistics: batch norm's: "running", "batch" or "unbiased", the batch's with an unbiased variance.
         early_stride: put the stride of a bottleneck in its first convolution.
+        relu_at: where the addition has its ReLU: "before" it, on the chain, or "after" it.
+        activation: in place of ReLU.
+        no_norm: ends of the names of the batch norms that are left out.
+        pool: the stem's: "max", "average", or "average with padding", of zeros.
+        global_max: pool globally with the maximum.
         softmax: put out probabilities.
     """
 
@@ -144,11 +181,17 @@ class Port(oracle.Pass):
         epsilon: float = oracle.EPSILON,
         statistics: str = "running",
         early_stride: bool = False,
+        relu_at: tuple[str, ...] = ("after",),
+        activation: Callable[[Array], Array] | None = None,
+        no_norm: tuple[str, ...] = (),
+        pool: str = "max",
+        global_max: bool = False,
         softmax: bool = False,
     ) -> None:
         super().__init__(weights, training=False)
         self.same, self.epsilon, self.statistics = same, epsilon, statistics
-        self.early_stride, self.softmax = early_stride, softmax
+        self.early_stride, self.relu_at, self.activation = early_stride, relu_at, activation
+        self.no_norm, self.pool, self.global_max, self.softmax = no_norm, pool, global_max, softmax
 
     def outputs(self, arch: Architecture, x: Array, start: int) -> Iterator[Array]:
         """The outputs of the layers from number `start` on, given the input of that one."""
@@ -177,6 +220,8 @@ class Port(oracle.Pass):
         return super().convolution(name, x, stride, padding)
 
     def batch_norm(self, name: str, x: Array) -> tuple[Array, Callable]:
+        if name.endswith(self.no_norm):
+            return x, no_gradient
         mean, var = (self.weights[f"{name}.{statistic}"] for statistic in STATISTICS)
         if self.statistics != "running":
             mean = oracle.channel_mean(x)
@@ -185,21 +230,36 @@ class Port(oracle.Pass):
             n = x.size // x.shape[1]
             var = var * n / max(n - 1, 1)
         var = var + (self.epsilon - oracle.EPSILON)
-        return oracle.batch_norm(x, *self._parameters(name), mean, var), oracle.evaluation_has_no_gradient
+        return oracle.batch_norm(x, *self._parameters(name), mean, var), no_gradient
 
-    def stem(self, x: Array) -> tuple[Array, Callable]:
-        if "max-pool" not in self.same:
-            return super().stem(x)
-        y, _ = self.convolution("b1.conv", x, stride=2, padding=3)
-        y, _ = self.batch_norm("b1.bn", y)
-        y, _ = oracle.relu(y)
-        return oracle.max_pool(_pad_same(y, 3, 2, -np.inf), padding=0)
+    def relu(self, x: Array) -> tuple[Array, Callable]:
+        return (self.activation(x), no_gradient) if self.activation else oracle.relu(x)
+
+    def addition(self, y: Array, shortcut: Array) -> tuple[Array, Callable]:
+        if "before" in self.relu_at:
+            y, _ = self.relu(y)
+        return self.relu(y + shortcut) if "after" in self.relu_at else (y + shortcut, no_gradient)
+
+    def max_pool(self, x: Array, size: int = 3, stride: int = 2, padding: int = 1) -> tuple[Array, Callable]:
+        def padded(x: Array, value: float = 0.0) -> Array:
+            if "max-pool" in self.same:
+                return _pad_same(x, size, stride, value)
+            return oracle.pad(x, padding, value)
+
+        if self.pool == "max":
+            return oracle.max_pool(padded(x, -np.inf), size, stride, padding=0)
+        counted = padded(np.ones(x.shape), float(self.pool == "average with padding"))
+        sums = (oracle.windows(array, size, stride).sum((-2, -1)) for array in (padded(x), counted))
+        return np.divide(*sums), no_gradient
+
+    def global_average_pool(self, x: Array) -> tuple[Array, Callable]:
+        return (x.max((2, 3)), no_gradient) if self.global_max else oracle.global_average_pool(x)
 
     def head(self, x: Array) -> tuple[Array, Callable]:
         logits, back = super().head(x)
         if not self.softmax:
             return logits, back
-        return oracle.softmax(logits), oracle.evaluation_has_no_gradient
+        return oracle.softmax(logits), no_gradient
 
 
 def _pad_same(x: Array, size: int, stride: int, value: float = 0.0) -> Array:

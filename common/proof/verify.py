@@ -43,6 +43,8 @@ BOUNDS = LAYER_BOUNDS | {"float16": 5e-3}
 EXPLAINED = {"float64": 1e-10, "float32": 1e-4, "float16": 5e-3}
 GAIN = 100
 NEAREST = 4  # traps that are tried together with every other, when none is the cause alone
+UNKNOWN = "Cause not recognised: no known trap takes away even half of the deviation"
+HALF = 0.5  # a trap that leaves more of the deviation is noise, and is not named
 
 
 def activations(
@@ -193,7 +195,8 @@ def readings(array: NDArray, shape: Shape) -> Activations:
 
 def nearest(read: Activations, computed: NDArray) -> tuple[float, str]:
     """The deviation of the reading that is nearest to what was computed, and its name."""
-    return min((deviation(array, computed), name) for name, array in read.items())
+    found = ((deviation(array, computed), name) for name, array in read.items())
+    return min(found, key=lambda reading: (np.isnan(reading[0]), reading))
 
 
 @dataclass(frozen=True)
@@ -242,6 +245,7 @@ def check_shapes(recording: Recording, computed: Activations, on: str) -> None:
             )
 
 
+@np.errstate(all="ignore")  # a trap may overflow, which makes it the worst
 def against(
     arch: Architecture,
     weights: Weights,
@@ -269,12 +273,27 @@ def against(
 
 @dataclass(frozen=True)
 class Trial:
-    """What a layer becomes with some traps: how far it still is from the recording, and what to call them."""
+    """What a layer becomes with some traps.
 
-    deviation: float
+    Attributes:
+        off: ‖output − recorded‖₂ / ‖recorded‖₂, which is comparable whatever the traps do to the output.
+        left: the share of the deviation without the traps that this is.
+        output: the layer's, on the images that were computed.
+        traps, text: which, and what to call them.
+        alike: trials that come to the same in this layer.
+    """
+
+    off: float
+    left: float
     output: Array
     traps: tuple[Trap, ...]
     text: str
+    alike: tuple[Trial, ...] = ()
+
+    @property
+    def texts(self) -> str:
+        """Of this and those alike."""
+        return " or ".join(trial.text for trial in (self, *self.alike))
 
 
 class Search:
@@ -300,33 +319,44 @@ class Search:
         wrong: Line,
     ) -> None:
         names = arch.stage_names()
-        self.arch, self.weights, self.computed, self.recording = arch, weights, computed, recording
-        self.wrong = wrong
+        self.arch, self.weights, self.recording = arch, weights, recording
+        self.wrong, self.right = wrong, computed[wrong.layer]
         self.start = names.index(before.layer) + 1 if before else 0
         self.names = names[self.start :]
         self.given = computed[before.layer] if before else np.asarray(x, np.float64)
-        self.bound = BOUNDS[recording.precision]
-        self.read = readings(recording.layers[wrong.layer], computed[wrong.layer].shape)
-        errors = self.read[wrong.layout] - computed[wrong.layer]
+        self.bound, self.rounding = BOUNDS[recording.precision], EXPLAINED[recording.precision]
+        self.read = readings(recording.layers[wrong.layer], self.right.shape)
+        errors = self.read[wrong.layout] - self.right
         furthest = int(np.linalg.norm(errors.reshape(len(x), -1), axis=1).argmax())
         self.one = slice(furthest, furthest + 1)
 
     def cause(self) -> tuple[str, dict[str, float]]:
         """Sentences that name the cause or the nearest, and with the cause every layer's deviation."""
         trials = self._singles()
-        if not (trials and self._explains(trials[0].deviation)):
-            trials = sorted(trials + self._pairs(trials), key=_closeness)
-        explained = self._with(trials[0].traps if trials else ())
-        value = explained[self.wrong.layer]
-        if self._explains(value):
-            return f"Likely cause: {trials[0].text}. {self._effect(explained)}", explained
-        if trials and value < self.wrong.deviation:
-            off = f"with which {self.wrong.layer} is still off by {value:.1e}"
-            return f"Cause not recognised. Nearest: {trials[0].text}, {off}", {}
-        return "Cause not recognised: no known trap comes nearer", {}
+        if not (trials and self._explains(trials[0].off, trials[0].left)):
+            trials = sorted(trials + self._pairs(trials), key=_share_left)
+        if not trials:
+            return UNKNOWN, {}
+        best = trials[0]
+        if self._explains(best.off, best.left):
+            text, explained = self._told_apart(best)
+            value = explained[self.wrong.layer]
+            if self._explains(value, value / self.wrong.deviation):
+                return f"Likely cause: {text}. {self._effect(explained)}", explained
+        if best.left <= HALF and (left := self._try(best.traps, best.text, slice(None)).left) <= HALF:
+            off = f"with which {self.wrong.layer} is still off by {left * self.wrong.deviation:.1e}"
+            return f"Cause not recognised. Nearest: {best.texts}, {off}", {}
+        return UNKNOWN, {}
 
-    def _explains(self, value: float) -> bool:
-        return value <= EXPLAINED[self.recording.precision] and GAIN * value <= self.wrong.deviation
+    def _explains(self, off: float, left: float) -> bool:
+        return off <= self.rounding and GAIN * left <= 1
+
+    def _told_apart(self, best: Trial) -> tuple[str, dict[str, float]]:
+        """Of trials alike in this layer, those that explain most of the later ones: texts and deviations."""
+        found = [(trial.text, self._with(trial.traps)) for trial in (best, *best.alike)]
+        counts = [sum(value <= self.rounding for value in explained.values()) for _, explained in found]
+        found = [one for one, count in zip(found, counts, strict=True) if count == max(counts)]
+        return " or ".join(text for text, _ in found), found[0][1]
 
     def _singles(self) -> list[Trial]:
         """Every trap that can be seen in this layer, nearest first; those that come to the same are one."""
@@ -335,31 +365,45 @@ class Search:
             if trap.images and self.start > 0:
                 continue
             new = self._try((trap,), trap.cause)
-            if deviation(new.output, self.computed[self.wrong.layer][self._images((trap,))]) <= self.bound:
+            if deviation(new.output, self.right[self._images((trap,))]) <= self.bound:
                 continue
             for i, old in enumerate(trials):
                 if old.output.shape == new.output.shape and deviation(new.output, old.output) <= self.bound:
-                    trials[i] = replace(old, text=f"{old.text} or {new.text}")
+                    trials[i] = replace(old, alike=(*old.alike, new))
                     break
             else:
                 trials.append(new)
-        return sorted(trials, key=_closeness)
+        return sorted(trials, key=_share_left)
 
     def _pairs(self, singles: list[Trial]) -> list[Trial]:
-        """The nearest traps, each with every other of another kind."""
-        return [
-            self._try(a.traps + b.traps, f"{a.text}; and {b.text}")
-            for i, a in enumerate(singles[:NEAREST])
-            for b in singles[i + 1 :]
-            if a.traps[0].kind != b.traps[0].kind
-        ]
+        """The nearest traps, if they come nearer at all, each with every other of another kind.
 
-    def _try(self, traps: tuple[Trap, ...], text: str) -> Trial:
-        images = self._images(traps)
+        A pair counts where each trap at least halves what the other leaves. Once one explains the layer,
+        only traps of its two kinds can explain it better.
+        """
+        pairs: list[Trial] = []
+        cause: set[str] = set()
+        for i, a in enumerate(trial for trial in singles[:NEAREST] if trial.left < 1):
+            for b in singles[i + 1 :]:
+                kinds = {a.traps[0].kind, b.traps[0].kind}
+                if len(kinds) < 2 or cause not in (set(), kinds):
+                    continue
+                pair = self._try(a.traps + b.traps, f"{a.texts}; and {b.texts}")
+                if pair.left <= HALF * min(a.left, b.left):
+                    pairs.append(pair)
+                    cause = kinds if self._explains(pair.off, pair.left) else cause
+        return pairs
+
+    def _try(self, traps: tuple[Trap, ...], text: str, images: slice | None = None) -> Trial:
+        images = images or self._images(traps)
         outputs = port(self.arch, self.weights, self.given[images], self.start, traps)
         output = next(islice(outputs, self.names.index(self.wrong.layer), None))
-        read = {layout: array[images] for layout, array in self.read.items()}
-        return Trial(nearest(read, output)[0], output, traps, text)
+        off, without = (self._off(array, images) for array in (output, self.right[images]))
+        left = np.nan_to_num(np.divide(off, without), nan=np.inf, posinf=np.inf)
+        return Trial(off, float(left), output, traps, text)
+
+    def _off(self, output: Array, images: slice) -> float:
+        return min(deviation(output, array[images]) for array in self.read.values())
 
     def _images(self, traps: tuple[Trap, ...]) -> slice:
         return slice(None) if any("statistics" in trap.port for trap in traps) else self.one
@@ -378,10 +422,10 @@ class Search:
         layer, *later = explained
         text = f"With it, {layer} is within {explained[layer]:.1e} of the recording"
         for name in later:
-            if not explained[name] <= EXPLAINED[self.recording.precision]:
+            if not explained[name] <= self.rounding:
                 return f"{text}; {name} is still off by {explained[name]:.1e}: look there next"
         return f"{text}, and so are the later layers" if later else text
 
 
-def _closeness(trial: Trial) -> float:
-    return trial.deviation
+def _share_left(trial: Trial) -> float:
+    return trial.left
