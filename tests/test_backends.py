@@ -349,6 +349,25 @@ def test_results_have_the_dtype_of_the_model(backend: str, device: str, batch: t
         assert type(evaluation.loss) is float
 
 
+def test_results_are_the_callers_to_write_in(model: Any, batch: tuple) -> None:
+    activations, evaluation = run(model, *batch)
+    _, logits = model.train_batch(*batch, lr=0.1, momentum=0.9)
+    results = [model.predict(batch[0]), logits, evaluation.logits, *activations.values()]
+    for arrays in (evaluation.gradients, evaluation.running, model.weights(), model.optimizer_state()):
+        results.extend(arrays.values())
+    assert all(array.flags.writeable for array in results)
+
+
+def test_bfloat16_leaves_batch_norm_its_float32(backend: str, device: str, batch: tuple) -> None:
+    if backend == "mxnet":
+        pytest.skip("MXNet has no bfloat16")
+    model, stems = built(backend, SMALL, "bfloat16", device), []
+    for scale in (1.0, 1 + 2**-9):  # in bfloat16 both are 1
+        model.load_weights(random_weights(SMALL) | {"b1.bn.weight": np.full(4, scale)})
+        stems.append(model.activations(batch[0])["b1"])
+    assert deviation(*stems) > 2**-11
+
+
 def test_summary_is_the_oracles(model: Any, oracle: Any) -> None:
     rows = model.summary((2, 2, 40, 65))
     assert rows == oracle.summary((2, 2, 40, 65))
