@@ -109,7 +109,7 @@ def tests(session: nox.Session) -> None:
 def one_framework(session: nox.Session, framework: str) -> None:
     """The suite with only one framework installed: a package needs no other than its own."""
     run = install(session, framework, extras="test")
-    files = CONTRACT_TESTS
+    files = [*CONTRACT_TESTS, f"tests/test_{framework}.py"]
     if session.python == PYTHON:  # commands are the same on all
         files = files + COMMAND_TESTS
         run("pip", "install", "mypy", *CONSTRAINTS)

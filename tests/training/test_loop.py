@@ -84,7 +84,7 @@ def test_a_run_again_is_the_same_to_the_bit(backend: str, device: str, tmp_path:
         assert without_times(first[1].history) == without_times(second[1].history)
 
 
-def test_bfloat16_learns_as_float32_does(backend: str, device: str, tmp_path: Path) -> None:
+def test_bfloat16_learns_as_the_oracle_does(backend: str, device: str, tmp_path: Path) -> None:
     data = tiny_data(limit_train=200, limit_val=100)
     run = settings(backend, data, SMALL, precision="bfloat16", device=device, lr=0.01)
     if backend == "mxnet":
@@ -93,10 +93,12 @@ def test_bfloat16_learns_as_float32_does(backend: str, device: str, tmp_path: Pa
         one_line(error, "no bfloat16 in this backend", "float32 or float64")
         return
     model, half = train(run, data, tmp_path / "half")
-    _, single = train(replace(run, precision="float32"), data, tmp_path / "single")
-    found, expected = losses(half.history), losses(single.history)
-    assert found != expected  # it is another precision
-    np.testing.assert_allclose(found, expected, atol=0.25)
+    _, exact = train(replace(run, backend="oracle", precision="float64"), data, tmp_path / "exact")
+    found, expected = np.array(losses(half.history)), np.array(losses(exact.history))
+    # Measured on the three: 9e-4, 1.9 % and 0.010, of 0.45 that are learned.
+    assert 0 < abs(found[0] - expected[0]) <= 3e-3
+    assert deviation(found, expected) <= 0.04
+    assert abs(found[-10:].mean() - expected[-10:].mean()) <= 0.03 < expected[0] - expected[-10:].mean()
     assert {array.dtype for array in model.weights().values()} == {np.dtype("float32")}
     assert model.predict(np.zeros((1, 1, 28, 28))).dtype == np.float32
 
