@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=",".join(BACKENDS),
         help="backends under test, comma-separated; one that cannot be imported fails (default: all four)",
     )
+    parser.addoption("--networks", type=int, default=0, help="which random networks to draw (default: 0)")
     parser.addoption("--device", default="cpu", choices=["cpu", "gpu"], help="where the backends compute")
 
 

@@ -152,9 +152,11 @@ from pathlib import Path
 from common import initial_weights, load_backend, training
 from common.architecture import Architecture
 from common.data import FashionMNIST
+from common.training import loop
 from common.training.runs import is_run, read_settings
 
-training.SAVE_SECONDS = 0  # a checkpoint after every step: a kill often hits one
+assert loop.SAVE_SECONDS
+loop.SAVE_SECONDS = 0  # a checkpoint after every step: a kill often hits one
 folder = Path(sys.argv[1])
 run = read_settings(folder / "settings")
 arch = Architecture.from_json(run.architecture)
@@ -168,9 +170,6 @@ def build(name):
 
 training.train(build, data, run, folder / "run", is_run(folder / "run"), "")
 """
-
-KILLS = {"torch": 10, "oracle": 10}
-FEWER_KILLS = 2  # the others take seconds to start
 
 
 def killed(backend: str, folder: Path, epochs: int, kills: int) -> tuple[Weights, list[dict[str, Any]]]:
@@ -200,12 +199,20 @@ def killed(backend: str, folder: Path, epochs: int, kills: int) -> tuple[Weights
     return load_checkpoint(folder / "run" / "last.safetensors")[1], read_history(folder / "run")
 
 
-def test_a_killed_run_goes_on_to_the_same_bit(backend: str, tmp_path: Path) -> None:
-    kills = KILLS.get(backend, FEWER_KILLS)
-    weights, history = killed(backend, tmp_path / "killed", 2 * kills, kills)
-    expected, whole = killed(backend, tmp_path / "whole", 2 * kills, kills=0)
+def check_kills(backend: str, folder: Path, kills: int) -> None:
+    weights, history = killed(backend, folder / "killed", 2 * kills, kills)
+    expected, whole = killed(backend, folder / "whole", 2 * kills, kills=0)
     assert_identical(weights, expected)
     assert without_times(history) == without_times(whole)
+
+
+def test_a_killed_run_goes_on_to_the_same_bit(backend: str, tmp_path: Path) -> None:
+    check_kills(backend, tmp_path, kills=2)
+
+
+def test_a_run_that_is_killed_often_goes_on_to_the_same_bit(tmp_path: Path) -> None:
+    """The loop and the files are the same for all; the oracle starts at once."""
+    check_kills("oracle", tmp_path, kills=10)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
