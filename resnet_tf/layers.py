@@ -5,6 +5,7 @@ in TF32; call `use_full_float32()` first where they shall agree with the others.
 """
 
 import inspect
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,10 +79,14 @@ BatchNormalization = partial(layers.BatchNormalization, momentum=0.9, epsilon=1e
 
 @serializable
 class MaxPool2D(layers.Layer):
-    """3×3 max-pool at stride 2 with one pixel of −∞ on every side; "same" would pad one side only."""
+    """3×3 max-pool at stride 2 with one pixel of −∞ on every side; "same" would pad one side only.
+
+    Trap: XLA, in which Keras' `fit` compiles on a GPU, refuses a pool that pads by itself.
+    """
 
     def call(self, X: Tensor) -> Tensor:
-        return tf.nn.max_pool2d(X, 3, 2, padding=[[0, 0], [1, 1], [1, 1], [0, 0]])
+        X = tf.pad(X, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=-math.inf)
+        return tf.nn.max_pool2d(X, 3, 2, "VALID")
 
 
 @serializable

@@ -156,10 +156,10 @@ def test_compile_fit_save_load_and_fit_again(keras: Any, batch: tuple, tmp_path:
     same(net, again)
 
 
-def test_compile_takes_our_optimizer(keras: Any, batch: tuple, tmp_path: Path) -> None:
+def test_compile_takes_our_optimizer_and_xla(keras: Any, batch: tuple, tmp_path: Path) -> None:
     net = package().ResNet(ARCH, lr=0.05)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    net.compile(net.configure_optimizers(0.9, 0.01), loss)
+    net.compile(net.configure_optimizers(0.9, 0.01), loss, jit_compile=True)  # Keras' default on a GPU
     net.fit(*batch, verbose=0)
     again = save_and_load(keras, net, tmp_path)
     config = again.optimizer.get_config()
