@@ -1,9 +1,14 @@
 """The project's commands: `nox -s compare`, `nox -s tests`, and the sessions CI runs."""
 
 import os
+import platform
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -12,11 +17,14 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["tests"]
 
 PYTHON = "3.11"
-FRAMEWORKS = ("torch", "tf", "jax", "mxnet")
+# MXNet has no wheel for Windows or Apple silicon: there the other three are compared and tested.
+HAS_MXNET = sys.platform == "linux" or (sys.platform == "darwin" and platform.machine() == "x86_64")
+FRAMEWORKS = ("torch", "tf", "jax", "mxnet") if HAS_MXNET else ("torch", "tf", "jax")
 # What a framework has a part in; the rest of the suite is the same whatever is installed.
 CONTRACT_TESTS = [f"tests/test_{part}.py" for part in ("backends", "checkpoints", "packages")]
 COMMAND_TESTS = ["tests/cli", "tests/test_readme.py", "tests/training/test_loop.py"]
 CONSTRAINTS = ("--constraint", "constraints.txt")
+ALL = Path(__file__).with_name(".nox") / "all"
 
 # XLA compiles each network for seconds, and the tests of every Python compile the same ones.
 JAX_CACHE = {
@@ -41,44 +49,72 @@ def pythons() -> list[str]:
     return [version for version in ("3.11", "3.12", "3.13") if answers(version)] or [PYTHON]
 
 
-def install(session: nox.Session, *frameworks: str, extras: str = "") -> None:
-    """Install the project with these frameworks, in the versions it is tested with."""
+def install(session: nox.Session, *frameworks: str, extras: str = "") -> Callable[..., Any]:
+    """Install the project with these frameworks, in the versions it is tested with.
+
+    Returns what runs a module with them. The sessions that take every framework share an environment,
+    because it takes minutes and gigabytes.
+    """
+    if frameworks == FRAMEWORKS:
+        python = ALL / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+        if not python.exists():
+            session.run(
+                shutil.which(f"python{PYTHON}") or sys.executable, "-m", "venv", str(ALL), external=True
+            )
+        run = partial(session.run, str(python), "-m", external=True)
+    else:
+        run = partial(session.run, "python", "-m")
     wanted = ",".join([*frameworks, *filter(None, [extras])])
-    session.install("--editable", f".[{wanted}]", *CONSTRAINTS)
+    run("pip", "install", "--editable", f".[{wanted}]", *CONSTRAINTS)
     if "mxnet" in frameworks:
         # MXNet's metadata asks for NumPy 1; resnet_mxnet/compat.py says why NumPy 2 will do.
-        session.install("--no-deps", "mxnet", *CONSTRAINTS)
+        run("pip", "install", "--no-deps", "mxnet", *CONSTRAINTS)
+    return run
 
 
-def install_families(session: nox.Session) -> None:
+def install_families(run: Callable[..., Any]) -> None:
     """Install torchvision, timm and transformers, whose checkpoints the tests convert.
 
     The first two ask for a PyTorch of their own; what they need besides comes with transformers.
     """
-    session.install("transformers", *CONSTRAINTS)
-    session.install("--no-deps", "torchvision", "timm", *CONSTRAINTS)
+    run("pip", "install", "transformers", *CONSTRAINTS)
+    run("pip", "install", "--no-deps", "torchvision", "timm", *CONSTRAINTS)
 
 
-@nox.session(python=PYTHON)
+def test(session: nox.Session, run: Callable[..., Any], *arguments: str) -> None:
+    """pytest over the frameworks that this machine can have, some tests at a time."""
+    run(
+        *("pytest", "--numprocesses=auto", "--maxprocesses=4", "--dist=loadgroup"),
+        *(f"--backends={','.join(FRAMEWORKS)}", *arguments, *session.posargs),
+        env=JAX_CACHE,
+    )
+
+
+@nox.session(venv_backend="none")
 def compare(session: nox.Session) -> None:
-    """The main job: the four side by side on real images, proven the same, with a report."""
-    install(session, *FRAMEWORKS)
-    session.run("resnet-tabs", "compare", *(session.posargs or ["resnet18"]))
+    """The main job: the frameworks side by side on real images, proven the same, with a report."""
+    run = install(session, *FRAMEWORKS)
+    backends = [] if HAS_MXNET else [f"--backends={','.join(FRAMEWORKS)}"]
+    run("common.cli", "compare", *(session.posargs or ["resnet18"]), *backends)
 
 
-@nox.session(python=PYTHON)
+@nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """The whole suite, the four frameworks in one process."""
-    install(session, *FRAMEWORKS, extras="test")
-    install_families(session)
-    session.run("pytest", *session.posargs, env=JAX_CACHE)
+    """The whole suite, the frameworks in one process."""
+    run = install(session, *FRAMEWORKS, extras="test")
+    install_families(run)
+    test(session, run)
 
 
 def one_framework(session: nox.Session, framework: str) -> None:
     """The suite with only one framework installed: a package needs no other than its own."""
-    install(session, framework, extras="test")
-    files = CONTRACT_TESTS + COMMAND_TESTS * (session.python == PYTHON)  # commands are the same on all
-    session.run("pytest", f"--backends={framework}", *(session.posargs or files), env=JAX_CACHE)
+    run = install(session, framework, extras="test")
+    files = [*CONTRACT_TESTS, f"tests/test_{framework}.py"]
+    if session.python == PYTHON:  # commands are the same on all
+        files = files + COMMAND_TESTS
+        run("pip", "install", "mypy", *CONSTRAINTS)
+        run("mypy", f"resnet_{framework}")  # with the framework's own types
+    run("pytest", f"--backends={framework}", *(session.posargs or files), env=JAX_CACHE)
 
 
 @nox.session(python=PYTHON)
@@ -105,28 +141,28 @@ def tests_mxnet(session: nox.Session) -> None:
     one_framework(session, "mxnet")
 
 
-@nox.session(python=PYTHON)
+@nox.session(venv_backend="none")
 def tests_d2l(session: nox.Session) -> None:
     """The published d2l 1.0.3 blocks against ours."""
-    install(session, *FRAMEWORKS, extras="test")
-    session.install("ipython", "matplotlib-inline", "pandas", *CONSTRAINTS)
-    session.install("--no-deps", "d2l", *CONSTRAINTS)  # its metadata pins packages of 2022
-    session.run("pytest", "tests/d2l", *session.posargs, env=JAX_CACHE)
+    run = install(session, *FRAMEWORKS, extras="test")
+    run("pip", "install", "ipython", "matplotlib-inline", "pandas", *CONSTRAINTS)
+    run("pip", "install", "--no-deps", "d2l", *CONSTRAINTS)  # its metadata pins packages of 2022
+    test(session, run, "tests/d2l")
 
 
-@nox.session(python=PYTHON)
+@nox.session(venv_backend="none")
 def tests_zoo(session: nox.Session) -> None:
     """The published networks, deep ones too, converted; shows deviations, seconds and memory."""
-    install(session, *FRAMEWORKS, extras="test")
-    install_families(session)
-    session.run("pytest", "tests/zoo", "-rP", *session.posargs, env=JAX_CACHE)
+    run = install(session, *FRAMEWORKS, extras="test")
+    install_families(run)
+    run("pytest", "tests/zoo", "-rP", *session.posargs, env=JAX_CACHE)
 
 
-@nox.session(python=PYTHON)
+@nox.session(venv_backend="none")
 def benchmark(session: nox.Session) -> None:
     """What training costs, and loading: `nox -s benchmark -- overhead`, or another of `benchmarks`."""
-    install(session, *FRAMEWORKS)
-    session.run("python", "-m", "benchmarks", *session.posargs, env=JAX_CACHE)
+    run = install(session, *FRAMEWORKS)
+    run("benchmarks", *session.posargs, env=JAX_CACHE)
 
 
 @nox.session(python=PYTHON)

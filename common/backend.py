@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from platformdirs import user_cache_path
 
 from common.architecture import Architecture, Shape, unknown
 from common.errors import BadInput, MissingBackend
@@ -221,6 +222,7 @@ class Backend:
     packages: tuple[str, ...]
     install: str
     suffixes: tuple[str, ...] = ()  # of the files that the package's `files.py` reads
+    environment: Mapping[str, str] = field(default_factory=dict)  # what the command tells the framework
 
     @property
     def installed(self) -> bool:
@@ -283,7 +285,15 @@ BACKENDS = {
         ),
         Backend("tf", "TensorFlow", "resnet_tf.backend", ("tensorflow",), 'pip install "resnet-tabs[tf]"'),
         Backend(
-            "jax", "JAX", "resnet_jax.backend", ("jax", "flax", "optax"), 'pip install "resnet-tabs[jax]"'
+            "jax",
+            "JAX",
+            "resnet_jax.backend",
+            ("jax", "flax", "optax"),
+            'pip install "resnet-tabs[jax]"',
+            environment={  # XLA compiles a network for seconds: once is enough
+                "JAX_COMPILATION_CACHE_DIR": str(user_cache_path("resnet-tabs") / "jax"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            },
         ),
     )
 }

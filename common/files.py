@@ -1,17 +1,25 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, after a power cut too."""
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from common.errors import BadInput
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | str | Iterable[memoryview]) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], content: bytes | str | Iterable[bytes | memoryview]
+) -> None:
     """Write to a temporary name beside `path`, then rename: no reader ever sees half a file.
+
+    Once this returns, the file outlasts a power cut.
 
     Args:
         path: the file.
@@ -22,22 +30,58 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str | Iterab
     """
     path = Path(path)
     content = content.encode() if isinstance(content, str) else content
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        with temporary.open("xb") as file:
             file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # as a file opened by name would have
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror or error}; choose another place") from None
+        raise cannot_write(path, error) from None
     finally:
-        if temporary:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def give_second_name(path: Path, second: Path) -> None:
+    """Let `second` be the same file as `path`; a name that is taken changes hands in one step.
+
+    Where the file system has no hard links it is a copy. As lasting as `write_atomically`.
+
+    Raises:
+        ValueError: if the folder cannot be written.
+    """
+    temporary = second.with_name(f".{second.name}.{secrets.token_hex(4)}")
+    try:
+        os.link(path, temporary)
+        os.replace(temporary, second)
+        sync_folder(second.parent)
+    except OSError:
+        try:
+            with path.open("rb") as file:
+                write_atomically(second, iter(partial(file.read, 1 << 20), b""))
+        except OSError as error:
+            raise cannot_write(second, error) from None
+    finally:
+        with suppress(OSError):  # a rename onto another name of the same file leaves both
+            temporary.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the names in a folder outlast a power cut, where the system can do that."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # so say some network file systems
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def output_folder(path: str | os.PathLike[str]) -> Path:
@@ -48,9 +92,19 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     try:
+        new = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        for folder in new:
+            sync_folder(folder.parent)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise BadInput(f"cannot write to the folder {path}: {error.strerror}; choose another one") from None
     return path
+
+
+def cannot_write(path: Path, error: OSError) -> BadInput:
+    """The line for a file that cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "make room" if full else "make it writable or choose another place"
+    return BadInput(f"cannot write {path}: {error.strerror or error}; {remedy}")

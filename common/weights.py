@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,8 @@ FLOATS = (np.float16, np.float32, np.float64)
 # Of safetensors' names, those NumPy knows by itself; BF16 it knows only where a framework taught it.
 NUMPY_TYPES = {"BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "F16", "F32", "F64"}
 STATISTICS = ("running_mean", "running_var")
+# Two sums in the metadata of our files, so that a damaged name of one leaves the other to tell.
+SUMS = ("header_sha256", "tensors_sha256")
 
 
 def is_statistic(name: str) -> bool:
@@ -105,7 +108,41 @@ def save_checkpoint(
         ValueError: if the weights do not fit the architecture or the folder cannot be written.
     """
     own = {"architecture": arch.to_json()}
-    write_safetensors(path, check_weights(arch, weights), {**(metadata or {}), **own})
+    write_with_sums(path, check_weights(arch, weights), {**(metadata or {}), **own})
+
+
+def write_with_sums(
+    path: str | os.PathLike[str], tensors: Mapping[str, NDArray], metadata: Mapping[str, str]
+) -> None:
+    """`write_safetensors`, with what `read_with_sums` needs to notice damage.
+
+    Raises:
+        ValueError: if the folder cannot be written.
+    """
+    said = {name: text for name, text in metadata.items() if name not in SUMS}
+    said["tensors_sha256"] = tensors_sha256(tensors)
+    write_safetensors(path, tensors, {**said, "header_sha256": _header_sha256(tensors, said)})
+
+
+def tensors_sha256(tensors: Mapping[str, NDArray]) -> str:
+    """SHA-256 of names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(_little_endian(tensors[name]).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _header_sha256(tensors: Mapping[str, NDArray], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of names, types and shapes, and of the rest of the metadata."""
+    layout = {name: (array.dtype.name, array.shape) for name, array in tensors.items()}
+    said = {name: text for name, text in metadata.items() if name != "header_sha256"}
+    return hashlib.sha256(json.dumps([layout, said], sort_keys=True).encode()).hexdigest()
+
+
+def _little_endian(array: NDArray) -> NDArray:
+    """The array as it lies in a file."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
 def write_safetensors(
@@ -121,7 +158,7 @@ def write_safetensors(
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     arrays, end = [], 0
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].itemsize):  # keeps all aligned
-        array = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
+        array = _little_endian(tensor)
         begin, end = end, end + array.nbytes
         kind = f"F{8 * array.itemsize}"
         header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (begin, end)}
@@ -137,16 +174,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a complete safetensors file of a network of ours.
+        ValueError: if it is not a complete safetensors file of a network of ours, or is damaged.
     """
-    path = Path(path)
-    with open_safetensors(path) as file:
-        metadata = file.metadata() or {}
-        names = list(file.keys())
-        foreign = {file.get_slice(name).get_dtype() for name in names} - NUMPY_TYPES
-        weights = {} if foreign else {name: file.get_tensor(name) for name in names}
-    if foreign:
-        raise BadInput(f"checkpoint {path} holds {', '.join(sorted(foreign))}; save it as float32")
+    weights, metadata = read_with_sums(path)
     if "architecture" not in metadata:
         raise BadInput(
             f"checkpoint {path} names no architecture in its metadata; write it with save_checkpoint"
@@ -158,8 +188,36 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights
         raise BadInput(f"checkpoint {path}: {error}") from None
 
 
+def read_with_sums(path: str | os.PathLike[str]) -> tuple[Weights, dict[str, str]]:
+    """The tensors and the metadata of a safetensors file, checked against its sums where it has them.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a complete safetensors file, or damaged.
+    """
+    path = Path(path)
+    with open_safetensors(path) as file:
+        metadata = file.metadata() or {}
+        names = list(file.keys())
+        foreign = {file.get_slice(name).get_dtype() for name in names} - NUMPY_TYPES
+        tensors = {} if foreign else {name: file.get_tensor(name) for name in names}
+    if foreign:
+        raise BadInput(f"checkpoint {path} holds {', '.join(sorted(foreign))}; save it as float32")
+    if any(name in metadata for name in SUMS) and (
+        metadata.get("header_sha256") != _header_sha256(tensors, metadata)
+        or metadata.get("tensors_sha256") != tensors_sha256(tensors)
+    ):
+        raise BadInput(
+            f"checkpoint {path} is damaged or was changed (wrong SHA-256); "
+            "take another copy, or write it with save_checkpoint"
+        )
+    return tensors, metadata
+
+
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """What a checkpoint says of itself besides its tensors: "architecture", and what was given to save it.
+
+    Its sums are not checked here but by `load_checkpoint`: they take reading all of it.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -1,7 +1,10 @@
 """The two blocks: residual (He et al. 2015, figure 2) and ResNeXt (Xie et al. 2016, figure 3c)."""
 
+from functools import partial
+
 from flax import linen as nn
 from jax import Array
+from jax.typing import DTypeLike
 
 from common.architecture import check_bottleneck
 from resnet_jax.layers import BatchNorm, Conv
@@ -15,21 +18,25 @@ class Residual(nn.Module):
         use_1x1conv: give the shortcut a 1×1 convolution, where the shape changes.
         strides: stride of the first convolution and of the shortcut's, a number or a pair.
         training: normalise with batch statistics and update the running ones.
+        dtype: of the products and the output; by default the widest of images and parameters.
     """
 
     num_channels: int
     use_1x1conv: bool = False
     strides: int | tuple[int, int] = 1
     training: bool = True
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        self.conv1 = Conv(self.num_channels, kernel_size=(3, 3), padding=1, strides=self.strides)
-        self.conv2 = Conv(self.num_channels, kernel_size=(3, 3), padding=1)
+        conv = partial(Conv, dtype=self.dtype)
+        norm = partial(BatchNorm, use_running_average=not self.training, dtype=self.dtype)
+        self.conv1 = conv(self.num_channels, kernel_size=(3, 3), padding=1, strides=self.strides)
+        self.conv2 = conv(self.num_channels, kernel_size=(3, 3), padding=1)
         self.conv3 = None
         if self.use_1x1conv:
-            self.conv3 = Conv(self.num_channels, kernel_size=(1, 1), strides=self.strides)
-        self.bn1 = BatchNorm(not self.training)
-        self.bn2 = BatchNorm(not self.training)
+            self.conv3 = conv(self.num_channels, kernel_size=(1, 1), strides=self.strides)
+        self.bn1 = norm()
+        self.bn2 = norm()
 
     def __call__(self, X: Array) -> Array:
         Y = nn.relu(self.bn1(self.conv1(X)))
@@ -50,6 +57,7 @@ class ResNeXtBlock(nn.Module):
         use_1x1conv: give the shortcut a 1×1 convolution, where the shape changes.
         strides: stride of the 3×3 convolution and of the shortcut's, a number or a pair.
         training: normalise with batch statistics and update the running ones.
+        dtype: of the products and the output; by default the widest of images and parameters.
 
     Raises:
         ValueError: if the bottleneck channels do not divide into groups of this width.
@@ -61,29 +69,32 @@ class ResNeXtBlock(nn.Module):
     use_1x1conv: bool = False
     strides: int | tuple[int, int] = 1
     training: bool = True
+    dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
         check_bottleneck(self.num_channels, self.groups, self.bot_mul)
         super().__post_init__()
 
     def setup(self) -> None:
+        conv = partial(Conv, dtype=self.dtype)
+        norm = partial(BatchNorm, use_running_average=not self.training, dtype=self.dtype)
         bot_channels = int(round(self.num_channels * self.bot_mul))
-        self.conv1 = Conv(bot_channels, kernel_size=(1, 1))
-        self.conv2 = Conv(
+        self.conv1 = conv(bot_channels, kernel_size=(1, 1))
+        self.conv2 = conv(
             bot_channels,
             kernel_size=(3, 3),
             padding=1,
             strides=self.strides,
             feature_group_count=bot_channels // self.groups,
         )
-        self.conv3 = Conv(self.num_channels, kernel_size=(1, 1))
+        self.conv3 = conv(self.num_channels, kernel_size=(1, 1))
         self.conv4 = None
         if self.use_1x1conv:
-            self.conv4 = Conv(self.num_channels, kernel_size=(1, 1), strides=self.strides)
-            self.bn4 = BatchNorm(not self.training)
-        self.bn1 = BatchNorm(not self.training)
-        self.bn2 = BatchNorm(not self.training)
-        self.bn3 = BatchNorm(not self.training)
+            self.conv4 = conv(self.num_channels, kernel_size=(1, 1), strides=self.strides)
+            self.bn4 = norm()
+        self.bn1 = norm()
+        self.bn2 = norm()
+        self.bn3 = norm()
 
     def __call__(self, X: Array) -> Array:
         Y = nn.relu(self.bn1(self.conv1(X)))

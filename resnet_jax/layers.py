@@ -1,13 +1,11 @@
 """Where Flax is told to agree with the other three. Every trap is named, with its reason."""
 
 import os
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-import jax
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 # Trap: XLA takes three quarters of a GPU's memory at the start; another framework may need it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -30,9 +28,24 @@ Dense = partial(nn.Dense, kernel_init=_glorot, precision=_precise)
 BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 
 
-def cast(params: Any, dtype: DTypeLike) -> Any:
-    """Trap: Flax computes in the widest type it meets, so images in bfloat16 need parameters in bfloat16."""
-    return jax.tree.map(lambda array: array.astype(dtype), params)
+class Sequential(nn.Module):
+    """Layers in a row, by name.
+
+    Trap: Flax's own numbers its layers, functions too: a parameter's name would count what comes before it.
+    Trap: `nn.remat` and its like sort the names in a dictionary, so their order is kept beside it.
+    """
+
+    layers: dict[str, Callable[[Array], Array]]
+    order: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.order = self.order or tuple(self.layers)
+        super().__post_init__()
+
+    def __call__(self, X: Array) -> Array:
+        for name in self.order:
+            X = self.layers[name](X)
+        return X
 
 
 def max_pool(X: Array) -> Array:

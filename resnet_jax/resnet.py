@@ -1,12 +1,14 @@
 """ResNet: a stem, stages of blocks, and a classifier (He et al. 2015, table 1)."""
 
 from dataclasses import field
+from functools import partial
 
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from common.architecture import Architecture, Block, published
 from resnet_jax.blocks import Residual, ResNeXtBlock
-from resnet_jax.layers import BatchNorm, Conv, Dense, global_average_pool, max_pool
+from resnet_jax.layers import BatchNorm, Conv, Dense, Sequential, global_average_pool, max_pool
 from resnet_jax.training import Classifier
 
 
@@ -19,41 +21,48 @@ class ResNet(Classifier):
         lr: learning rate of the optimizer.
         num_classes: number of logits.
         training: normalise with batch statistics and update the running ones.
+        dtype: to compute products in, such as jnp.bfloat16, from parameters of float32 to logits of
+            float32; by default the widest of images and parameters.
     """
 
     arch: Architecture  # a tuple given in its place becomes one
     lr: float = 0.1
     num_classes: int = 10
     training: bool = True
+    dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
         self.arch = Architecture.of(self.arch, self.num_classes)
         super().__post_init__()
 
     def setup(self) -> None:
-        self.net = nn.Sequential(
-            [self.b1(), *[self.stage(blocks) for blocks in self.arch.blocks()], self.last()]
-        )
+        stages = {f"b{k}": self.stage(blocks) for k, blocks in enumerate(self.arch.blocks(), start=2)}
+        self.net = Sequential({"b1": self.b1(), **stages, "last": self.last()})
 
-    def b1(self) -> nn.Sequential:
+    def b1(self) -> Sequential:
         """The stem: (N, H, W, C) → (N, ⌈H/4⌉, ⌈W/4⌉, stem_channels)."""
-        return nn.Sequential(
-            [
-                Conv(self.arch.stem_channels, kernel_size=(7, 7), strides=2, padding=3),
-                BatchNorm(not self.training),
-                nn.relu,
-                max_pool,
-            ]
+        return Sequential(
+            {
+                "conv": Conv(
+                    self.arch.stem_channels, kernel_size=(7, 7), strides=2, padding=3, dtype=self.dtype
+                ),
+                "bn": BatchNorm(use_running_average=not self.training, dtype=self.dtype),
+                "relu": nn.relu,
+                "pool": max_pool,
+            }
         )
 
-    def stage(self, blocks: list[Block]) -> nn.Sequential:
+    def stage(self, blocks: list[Block]) -> Sequential:
         """b2, b3, …: blocks in a row; all stages but the first halve height and width."""
         kind = {"residual": Residual, "resnext": ResNeXtBlock}[self.arch.block]
-        return nn.Sequential([kind(**block.options, training=self.training) for block in blocks])
+        new = partial(kind, training=self.training, dtype=self.dtype)
+        return Sequential({str(j): new(**block.options) for j, block in enumerate(blocks)})
 
-    def last(self) -> nn.Sequential:
+    def last(self) -> Sequential:
         """The classifier: (N, H, W, C) → (N, C) → (N, num_classes)."""
-        return nn.Sequential([global_average_pool, Dense(self.arch.num_classes)])
+        return Sequential(
+            {"pool": global_average_pool, "dense": Dense(self.arch.num_classes, dtype=self.dtype)}
+        )
 
 
 class Published(ResNet):

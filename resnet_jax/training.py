@@ -5,12 +5,12 @@ from typing import Any
 import jax
 import optax
 from flax import linen as nn
+from flax.training import train_state
 from jax import Array
 from jax import numpy as jnp
 
 import common.training
 from common.summary import layer_line
-from resnet_jax.layers import cast
 
 Variables = dict[str, Any]  # Flax's two trees: "params" and "batch_stats"
 
@@ -19,14 +19,14 @@ class Classifier(nn.Module):
     """A network `net` with learning rate `lr`, trained by softmax cross-entropy and SGD."""
 
     def __call__(self, X: Array) -> Array:
-        return self.net(X).astype(jnp.promote_types(X.dtype, jnp.float32))  # logits in bfloat16 are coarse
+        Y_hat = self.net(X)
+        return Y_hat.astype(jnp.promote_types(Y_hat.dtype, jnp.float32))  # a loss of bfloat16 is coarse
 
     def activations(self, X: Array) -> dict[str, Array]:
         """Outputs of b1, b2, …, last."""
         outputs = {}
-        names = [f"b{k}" for k in range(1, len(self.net.layers))] + ["last"]
-        for name, layer in zip(names, self.net.layers, strict=True):
-            outputs[name] = X = layer(X)
+        for name in self.net.order:
+            outputs[name] = X = self.net.layers[name](X)
         return outputs
 
     def loss(self, Y_hat: Array, Y: Array) -> Array:
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
         """SGD at the network's learning rate, which may change between steps."""
         return optax.chain(
             optax.add_decayed_weights(weight_decay),
-            optax.inject_hyperparams(optax.sgd)(self.lr, momentum=momentum),
+            optax.inject_hyperparams(optax.sgd)(self.lr, momentum=momentum or None),
         )
 
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
@@ -52,37 +52,37 @@ class Classifier(nn.Module):
             print(layer_line(name, outputs[name].shape))
 
 
-def loss_and_gradients(model: Classifier, variables: Variables, X: Array, Y: Array) -> tuple:
-    """Loss, logits with batch statistics, gradients, and the running statistics after this pass.
+class TrainState(train_state.TrainState):
+    """Flax's parameters and optimizer, and the running statistics."""
 
-    All are of the parameters' type; products are computed in that of the images.
-    """
+    batch_stats: Any
+
+    @property
+    def variables(self) -> Variables:
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def loss_and_gradients(model: Classifier, variables: Variables, X: Array, Y: Array) -> tuple:
+    """Loss, logits with batch statistics, gradients, and the running statistics after this pass."""
 
     def loss(params: Any) -> tuple[Array, tuple]:
-        in_type = {**variables, "params": cast(params, X.dtype)}
-        Y_hat, updates = model.apply(in_type, X, mutable=["batch_stats"])
+        Y_hat, updates = model.apply({**variables, "params": params}, X, mutable=["batch_stats"])
         return model.loss(Y_hat, Y), (Y_hat, updates["batch_stats"])
 
     (value, (Y_hat, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
     return value, Y_hat, gradients, batch_stats
 
 
-def train_step(
-    model: Classifier,
-    optimizer: optax.GradientTransformation,
-    variables: Variables,
-    opt_state: optax.OptState,
-    X: Array,
-    Y: Array,
-) -> tuple[Variables, optax.OptState, Array, Array]:
-    """Variables and optimizer state after one step, and the loss and logits before it."""
-    loss, Y_hat, gradients, batch_stats = loss_and_gradients(model, variables, X, Y)
-    updates, opt_state = optimizer.update(gradients, opt_state, variables["params"])
-    params = optax.apply_updates(variables["params"], updates)
-    return {"params": params, "batch_stats": batch_stats}, opt_state, loss, Y_hat
+def train_step(model: Classifier, state: TrainState, X: Array, Y: Array) -> tuple[TrainState, Array, Array]:
+    """The state after one step of the optimizer, and the loss and logits before it."""
+    loss, Y_hat, gradients, batch_stats = loss_and_gradients(model, state.variables, X, Y)
+    return state.apply_gradients(grads=gradients, batch_stats=batch_stats), loss, Y_hat
 
 
 class Trainer(common.training.Trainer):
-    """Trains a network with `train_step`; the loop around it is the same for all four packages."""
+    """Trains a network with `train_step`; the loop around it is the same for all four packages.
+
+    The network itself holds no parameters: after `fit`, `trainer.model.variables` is what its `apply` takes.
+    """
 
     backend = "jax"

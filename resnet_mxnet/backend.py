@@ -2,7 +2,6 @@
 
 import mxnet as mx
 from mxnet import np
-from mxnet.gluon import Parameter
 from numpy.typing import NDArray
 
 import common.backend as contract
@@ -24,8 +23,9 @@ class Model(contract.Model):
         self._net = net or ResNet(arch)
         self._is_new = any(not parameter._data for parameter in self._net.collect_params().values())
         self._net.cast(dtype)
-        self._parameters = {name: _parameter(self._net, name) for name in arch.parameter_shapes()}
-        if self._is_new:  # layers find their shapes with a first image, but in float32 only: tell them
+        parameters = self._net._collect_params_with_prefix()  # named as in the files Gluon writes
+        self._parameters = {name: parameters[_path(name)] for name in arch.parameter_shapes()}
+        if self._is_new:  # layers would find their shapes with a first image, and draw: tell them
             for name, shape in arch.parameter_shapes().items():
                 self._parameters[name].shape = shape
                 self._parameters[name].initialize(mx.init.Zero(), self._device, force_reinit=True)
@@ -88,15 +88,9 @@ class Model(contract.Model):
         return np.array(array, dtype=array.dtype, ctx=self._device)
 
 
-def _parameter(net: ResNet, name: str) -> Parameter:
-    """Canonical name to Gluon's: "b2.0.bn1.weight" → gamma of layer bn1 of block 0 of stage b2."""
-    stage, *inner, kind = name.split(".")
-    if stage == "last":
-        layer = net.net[-1][1]
-    elif stage == "b1":
-        layer = net.net[0][["conv", "bn"].index(inner[0])]
-    else:
-        layer = getattr(net.net[int(stage[1:]) - 1][int(inner[0])], inner[1])
-    is_norm = isinstance(layer, mx.gluon.nn.BatchNorm)
-    attribute = {"weight": "gamma", "bias": "beta"}.get(kind, kind) if is_norm else kind
-    return getattr(layer, attribute)
+def _path(name: str) -> str:
+    """Canonical name to Gluon's: "b2.0.bn1.weight" → "net.b2.0.bn1.gamma"."""
+    layer, kind = name.rsplit(".", 1)
+    if layer.rsplit(".", 1)[-1].startswith("bn"):
+        kind = {"weight": "gamma", "bias": "beta"}.get(kind, kind)
+    return f"net.{layer}.{kind}".replace("last.", "last.dense.")

@@ -9,10 +9,25 @@ import numpy as np
 from mxnet import gluon, init
 from mxnet.gluon import nn
 
-# Trap: Gluon draws weights from ±0.07. The others start from Glorot uniform
-# (Glorot and Bengio 2010, equation 16), which Gluon calls Xavier; biases are 0 everywhere.
-Conv2D = partial(nn.Conv2D, weight_initializer=init.Xavier())
-Dense = partial(nn.Dense, weight_initializer=init.Xavier())
+
+@init.register
+class Glorot(init.Xavier):
+    """Trap: Gluon draws weights from ±0.07.
+
+    The others start from Glorot uniform (Glorot and Bengio 2010, equation 16), which Gluon calls
+    Xavier; biases are 0 everywhere.
+
+    Trap: Gluon draws into float32 only, and a network that was cast before its first batch fails.
+    """
+
+    def _init_weight(self, name: str, arr: mx.np.ndarray) -> None:
+        drawn = mx.np.empty(arr.shape)
+        super()._init_weight(name, drawn)
+        arr[:] = drawn
+
+
+Conv2D = partial(nn.Conv2D, weight_initializer=Glorot())
+Dense = partial(nn.Dense, weight_initializer=Glorot())
 
 DECAY = 0.9  # share of the old value that a running statistic keeps
 BatchNorm = partial(nn.BatchNorm, momentum=DECAY, epsilon=1e-5)

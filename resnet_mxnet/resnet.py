@@ -27,21 +27,19 @@ class ResNet(Classifier):
         self.arch = Architecture.of(arch, num_classes)
         self.lr = lr
         self.net = nn.HybridSequential()
-        self.net.add(self.b1())
-        for blocks in self.arch.blocks():
-            self.net.add(self.stage(blocks))
-        self.net.add(self.last())
+        self.net.b1 = self.b1()
+        for k, blocks in enumerate(self.arch.blocks(), start=2):
+            setattr(self.net, f"b{k}", self.stage(blocks))
+        self.net.last = self.last()
         self.initialize()
 
     def b1(self) -> nn.HybridSequential:
         """The stem: (N, C, H, W) → (N, stem_channels, ⌈H/4⌉, ⌈W/4⌉)."""
         net = nn.HybridSequential()
-        net.add(
-            Conv2D(self.arch.stem_channels, kernel_size=7, strides=2, padding=3),
-            BatchNorm(),
-            nn.Activation("relu"),
-            nn.MaxPool2D(pool_size=3, strides=2, padding=1),
-        )
+        net.conv = Conv2D(self.arch.stem_channels, kernel_size=7, strides=2, padding=3)
+        net.bn = BatchNorm()
+        net.relu = nn.Activation("relu")
+        net.pool = nn.MaxPool2D(pool_size=3, strides=2, padding=1)
         return net
 
     def stage(self, blocks: list[Block]) -> nn.HybridSequential:
@@ -54,7 +52,8 @@ class ResNet(Classifier):
     def last(self) -> nn.HybridSequential:
         """The classifier: (N, C, H, W) → (N, C) → (N, num_classes)."""
         net = nn.HybridSequential()
-        net.add(nn.GlobalAvgPool2D(), Dense(self.arch.num_classes))  # Dense flattens
+        net.pool = nn.GlobalAvgPool2D()
+        net.dense = Dense(self.arch.num_classes)  # it flattens, too
         return net
 
 

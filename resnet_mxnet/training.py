@@ -22,8 +22,7 @@ class Classifier(nn.HybridBlock):
     def activations(self, X: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs of b1, b2, …, last, with running statistics."""
         outputs = {}
-        names = [f"b{k}" for k in range(1, len(self.net))] + ["last"]
-        for name, layer in zip(names, self.net, strict=True):
+        for name, layer in self.net._children.items():
             outputs[name] = X = layer(X)
         return outputs
 
@@ -38,7 +37,10 @@ class Classifier(nn.HybridBlock):
 
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, C, H, W)."""
-        outputs = self.activations(np.zeros(X_shape))
+        weight = next(iter(self.collect_params().values()))
+        X = np.zeros(X_shape, dtype=weight.dtype, ctx=weight.list_ctx()[0])
+        with autograd.pause():
+            outputs = self.activations(X)
         for name in outputs:
             print(layer_line(name, outputs[name].shape))
 

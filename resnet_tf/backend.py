@@ -19,7 +19,11 @@ from resnet_tf.training import loss_and_gradients, train_step
 
 
 class Model(contract.Model):
-    """A ResNet in TensorFlow under the contract."""
+    """A ResNet in TensorFlow under the contract.
+
+    A `net` that has variables keeps them where they are, for TensorFlow moves none: on another device it
+    computes with copies, made at each use. `keras.models.load_model` under `tf.device` makes them there.
+    """
 
     dtypes = ("float32", "float64", "bfloat16")
 
@@ -31,10 +35,13 @@ class Model(contract.Model):
             use_full_float32()
         self._device = f"/{device.upper()}:0"
         self._is_new = net is None or not net.built
-        with precision(dtype), tf.device(self._device):
+        policy = "mixed_bfloat16" if self.bfloat16 else dtype
+        with precision(policy), tf.device(self._device):
             self._net = net or ResNet(arch)
             self._net(tf.zeros((1, 32, 32, arch.in_channels), self.dtype))  # one image makes the variables
         self._variables = {name: _variable(self._net, name) for name in arch.parameter_shapes()}
+        order = {v.path: i for i, v in enumerate(self._net.trainable_variables)}  # that of the gradients
+        self._trained = {name: order[v.path] for name, v in self._variables.items() if v.path in order}
         self._predict_graph = tf.function(partial(self._net, training=False))
         self._activations_graph = tf.function(self._net.activations)
         self._gradients_graph = tf.function(partial(loss_and_gradients, self._net))
@@ -60,26 +67,21 @@ class Model(contract.Model):
         running = {name: variable.numpy() for name, variable in statistics.items()}
         for name, variable in statistics.items():
             variable.assign(before[name])
-        by_path = {v.path: g for v, g in zip(self._net.trainable_variables, gradients, strict=True)}
         return contract.Evaluation(
             float(loss),
             logits.numpy(),
-            {
-                name: from_channels_last(by_path[v.path].numpy())
-                for name, v in self._variables.items()
-                if v.path in by_path
-            },
+            {name: from_channels_last(gradients[i].numpy()) for name, i in self._trained.items()},
             running,
         )
 
     def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
-        with precision(self.dtype), tf.device(self._device):
+        with tf.device(self._device):
             self._optimizer = self._net.configure_optimizers(momentum, weight_decay)
             self._optimizer.build(self._net.trainable_variables)
         self._step_graph = tf.function(partial(train_step, self._net, self._optimizer))
 
     def _train_step(self, x: NDArray, y: NDArray, lr: float) -> tuple[float, NDArray]:
-        self._optimizer.change_learning_rate(lr)
+        self._optimizer.learning_rate.assign(lr)
         loss, logits = self._run(self._step_graph, nhwc(x), y)
         return float(loss), logits.numpy()
 
@@ -91,9 +93,7 @@ class Model(contract.Model):
             variable.assign(to_channels_last(state[name]))
 
     def _velocities(self) -> dict[str, keras.Variable]:
-        names = {v.path: name for name, v in self._variables.items()}
-        trained = [names[v.path] for v in self._net.trainable_variables]
-        return dict(zip(trained, self._optimizer.momentums, strict=False))  # none without momentum
+        return {name: self._optimizer.velocities[i] for name, i in self._trained.items()}
 
     def _run(self, graph: Callable[..., Any], *arrays: NDArray) -> Any:
         """Call a compiled function where the model is: TensorFlow prefers a GPU wherever there is one."""

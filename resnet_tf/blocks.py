@@ -1,14 +1,13 @@
 """The two blocks: residual (He et al. 2015, figure 2) and ResNeXt (Xie et al. 2016, figure 3c)."""
 
-import keras
 from keras.activations import relu
 from tensorflow import Tensor
 
 from common.architecture import check_bottleneck
-from resnet_tf.layers import BatchNormalization, Conv2D
+from resnet_tf.layers import BatchNormalization, Conv2D, Model
 
 
-class Residual(keras.Model):
+class Residual(Model):
     """Two 3×3 convolutions and a shortcut around them: (N, H, W, C) → (N, H', W', num_channels).
 
     Args:
@@ -35,7 +34,7 @@ class Residual(keras.Model):
         return relu(Y + X)
 
 
-class ResNeXtBlock(keras.Model):
+class ResNeXtBlock(Model):
     """A bottleneck whose 3×3 convolution works in groups: (N, H, W, C) → (N, H', W', num_channels).
 
     Args:

@@ -1,21 +1,57 @@
-"""Where Keras is told to agree with the other three. Every trap is named, with its reason."""
+"""Where Keras is told to agree with the other three. Every trap is named, with its reason.
 
+On a GPU, the blocks and networks used without the contract compute float32 as TensorFlow does by default,
+in TF32; call `use_full_float32()` first where they shall agree with the others.
+"""
+
+import inspect
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, Self
 
 import keras
-import numpy as np
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 from tensorflow import Tensor
 
 # Trap: TensorFlow takes the whole GPU at the start; another framework may need some of it.
-for gpu in tf.config.list_physical_devices("GPU"):
-    tf.config.experimental.set_memory_growth(gpu, True)
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+
+serializable = keras.saving.register_keras_serializable("resnet_tf")
 
 
-@keras.saving.register_keras_serializable("resnet_tf")
+class Model(keras.Model):
+    """A Keras model that is saved with the arguments of its constructor, and with its precision.
+
+    A class derived from it is registered under the package that defines it.
+
+    Trap: where a constructor needs an argument, Keras records none; where none, it records the defaults.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        keras.saving.register_keras_serializable(cls.__module__.split(".")[0])(cls)
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        model = super().__new__(cls, *args, **options)
+        _, *names = inspect.signature(cls.__init__).parameters
+        vars(model)["_arguments"] = dict(zip(names, args, strict=False)) | options
+        return model
+
+    def get_config(self) -> dict[str, Any]:
+        return {**self._arguments, "dtype": self.dtype_policy.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        arguments = dict(config)
+        with precision(arguments.pop("dtype")):
+            return cls(**arguments)
+
+
+@serializable
 class Conv2D(layers.Conv2D):
     """Convolution over (N, H, W, C) with `padding` zeros on every side.
 
@@ -25,7 +61,7 @@ class Conv2D(layers.Conv2D):
 
     def __init__(self, filters: int, kernel_size: int, padding: int = 0, **options) -> None:
         super().__init__(filters, kernel_size, padding="valid", **options)
-        self.zeros = layers.ZeroPadding2D(padding)
+        self.zeros = layers.ZeroPadding2D(padding, dtype=self.dtype_policy)
 
     def call(self, X: Tensor) -> Tensor:
         return super().call(self.zeros(X))
@@ -33,58 +69,78 @@ class Conv2D(layers.Conv2D):
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return super().compute_output_shape(self.zeros.compute_output_shape(input_shape))
 
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "padding": self.zeros.padding[0][0]}
+
 
 # Trap: Keras adds 1e-3 to the variance, and its running statistics keep 0.99 of the old value.
 BatchNormalization = partial(layers.BatchNormalization, momentum=0.9, epsilon=1e-5)
 
 
+@serializable
 class MaxPool2D(layers.Layer):
-    """3×3 max-pool at stride 2 with one pixel of −∞ on every side; "same" would pad one side only."""
+    """3×3 max-pool at stride 2 with one pixel of −∞ on every side; "same" would pad one side only.
 
-    def call(self, X: Tensor) -> Tensor:
-        return tf.nn.max_pool2d(X, 3, 2, padding=[[0, 0], [1, 1], [1, 1], [0, 0]])
-
-
-class SGD(keras.optimizers.SGD):
-    """SGD whose velocity and weight decay mean what they mean in the other three.
-
-    Trap: Keras' own weight decay acts beside the gradient; here it is added to it, and so has momentum.
-    Trap: Keras rounds a momentum that is a Python float to float32, even in a float64 model.
+    Trap: XLA, in which Keras' `fit` compiles on a GPU, refuses a pool that pads by itself.
     """
 
-    def __init__(self, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
-        super().__init__(learning_rate, momentum=np.float64(momentum))
-        self.l2 = weight_decay
+    def call(self, X: Tensor) -> Tensor:
+        X = tf.pad(X, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=-math.inf)
+        return tf.nn.max_pool2d(X, 3, 2, "VALID")
+
+
+@serializable
+class SGD(keras.optimizers.Optimizer):
+    """SGD whose velocity and weight decay mean what they mean in the other three.
+
+    With gradient g, parameter w and velocity v: g += weight_decay · w;  v = momentum · v + g;  w −= lr · v.
+
+    Trap: Keras' own keeps −lr · v, so that a new rate would act on old gradients too late; its weight decay
+    acts beside the gradient, and without momentum; and its `ops.cast` rounds a Python float to float32,
+    even in a float64 model.
+    """
+
+    def __init__(
+        self, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0, **options: Any
+    ) -> None:
+        super().__init__(learning_rate, **options)
+        self.momentum = momentum
+        self.l2 = weight_decay  # Keras acts on an attribute `weight_decay`
+
+    def build(self, variables: list[keras.Variable]) -> None:
+        if not self.built:
+            super().build(variables)
+            self.velocities = self.add_optimizer_variables(variables, "velocity") if self.momentum else []
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
-        super().update_step(gradient + self.l2 * variable, variable, learning_rate)
+        if self.l2:
+            gradient = gradient + self.l2 * variable
+        if self.momentum:
+            velocity = self.velocities[self._get_variable_index(variable)]
+            gradient = self.momentum * velocity + gradient
+            self.assign(velocity, gradient)
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * gradient)
 
-    def change_learning_rate(self, lr: float) -> None:
-        """Trap: Keras keeps −lr · velocity, so that a new rate would act on old gradients too late."""
-        rate = np.asarray(lr, self.learning_rate.dtype)
-        if rate != self.learning_rate.numpy():
-            self._rescale(rate / self.learning_rate.numpy())
-            self.learning_rate.assign(rate)
-
-    @tf.function
-    def _rescale(self, ratio: Tensor) -> None:
-        for velocity in self.momentums:
-            velocity.assign(velocity * ratio)
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "momentum": self.momentum, "weight_decay": self.l2}
 
 
 @contextmanager
-def precision(dtype: str) -> Iterator[None]:
+def precision(policy: str) -> Iterator[None]:
     """Trap: Keras makes variables, the learning rate among them, in one global type; set it for a while."""
-    policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
-    keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else dtype)
-    keras.config.set_floatx("float32" if dtype == "bfloat16" else dtype)
+    before, floatx = keras.config.dtype_policy(), keras.config.floatx()
+    keras.config.set_dtype_policy(policy)
+    keras.config.set_floatx(keras.config.dtype_policy().variable_dtype)
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(policy)
+        keras.config.set_dtype_policy(before)
         keras.config.set_floatx(floatx)
 
 
 def use_full_float32() -> None:
-    """Trap: on a GPU, TensorFlow rounds float32 products to TF32, ten bits of mantissa, by default."""
+    """Trap: on a GPU, TensorFlow rounds float32 products to TF32, ten bits of mantissa, by default.
+
+    The contract calls this for a model on a GPU. Networks used directly need the same line.
+    """
     tf.config.experimental.enable_tensor_float_32_execution(False)

@@ -1,23 +1,37 @@
 """Loss, training step and trainer, as TensorFlow users write them."""
 
+import json
+from typing import Any, Self
+
 import keras
 import tensorflow as tf
 from tensorflow import Tensor
 
 import common.training
+from common.architecture import Architecture
 from common.summary import layer_line
-from resnet_tf.layers import SGD
+from resnet_tf.layers import SGD, Model, precision
 
 
-class Classifier(keras.Model):
+class Classifier(Model):
     """A network `net` with learning rate `lr`, trained by softmax cross-entropy and SGD."""
 
+    arch: Architecture
     net: keras.Sequential
     lr: float
 
     def __init__(self) -> None:
         super().__init__()
-        del self.loss  # Keras keeps what `compile` is given here, and hides the method below
+        del self.loss  # None until `compile`, and hides the method below
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config() | {"lr": self.lr}
+        return config | {"arch": json.loads(self.arch.to_json())} if "arch" in config else config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        arch = {"arch": Architecture(**config["arch"])} if "arch" in config else {}
+        return super().from_config(config | arch)
 
     def call(self, X: Tensor) -> Tensor:
         return tf.cast(self.net(X), self.variable_dtype)  # logits in bfloat16 are coarse
@@ -35,11 +49,14 @@ class Classifier(keras.Model):
 
     def configure_optimizers(self, momentum: float = 0.0, weight_decay: float = 0.0) -> SGD:
         """SGD at the network's learning rate."""
-        return SGD(self.lr, momentum, weight_decay)
+        with precision(self.dtype_policy.name):
+            return SGD(float(self.lr), momentum, weight_decay)
 
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, H, W, C)."""
-        outputs = self.activations(tf.zeros(X_shape))
+        X = keras.KerasTensor(X_shape, self.compute_dtype)
+        self(X)  # a new network is built as a whole, and can be saved
+        outputs = self.activations(X)
         for name in outputs:
             print(layer_line(name, outputs[name].shape))
 
@@ -48,7 +65,7 @@ def loss_and_gradients(model: Classifier, X: Tensor, Y: Tensor) -> tuple[Tensor,
     """Loss, logits with batch statistics, and the gradients in the order of the trainable variables."""
     with tf.GradientTape() as tape:
         Y_hat = model(X, training=True)
-        loss = model.loss(Y_hat, Y)
+        loss = type(model).loss(model, Y_hat, Y)  # whatever loss the user compiled `model` with
     return loss, Y_hat, tape.gradient(loss, model.trainable_variables)
 
 

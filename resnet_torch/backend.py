@@ -1,6 +1,5 @@
 """The contract under PyTorch: NumPy in, NumPy out."""
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from common.errors import BadInput
 from common.weights import Weights, is_statistic
 from resnet_torch.layers import use_full_float32
 from resnet_torch.resnet import ResNet
-from resnet_torch.training import loss_and_gradients, train_step
+from resnet_torch.training import autocast, loss_and_gradients, train_step
 
 
 class Model(contract.Model):
@@ -26,11 +25,14 @@ class Model(contract.Model):
                 raise BadInput("PyTorch sees no GPU; use device cpu, or install PyTorch with CUDA")
             use_full_float32()
         self._device = torch.device("cuda" if device == "gpu" else "cpu")
-        self._net = (net or ResNet(arch)).to(self._device, getattr(torch, self.dtype))
-        self._net.bfloat16 = self.bfloat16
+        self._type = getattr(torch, self.dtype)
+        self._net = (net or ResNet(arch)).to(self._device, self._type)
         self._is_new = any(nn.parameter.is_lazy(parameter) for parameter in self._net.parameters())
-        with torch.no_grad():  # one image gives the lazy layers their shapes
-            self._net.eval()(self._tensor(np.zeros((1, arch.in_channels, 32, 32), self.dtype)))
+        if self._is_new:  # one image gives the lazy layers their shapes; what they draw is not kept
+            image = torch.zeros(1, arch.in_channels, 32, 32, dtype=self._type, device=self._device)
+            gpus = [torch.cuda.current_device()] if device == "gpu" else []
+            with torch.no_grad(), torch.random.fork_rng(gpus):
+                self._net.eval()(image)
         state = self._net.state_dict()
         self._tensors = {name: state[_path(name)] for name in arch.parameter_shapes()}
         self._parameters = {
@@ -43,52 +45,57 @@ class Model(contract.Model):
             self._tensors[name].copy_(torch.from_numpy(array))
 
     def _weights(self) -> Weights:
-        return {name: _numpy(tensor) for name, tensor in self._tensors.items()}
+        return {name: self._array(tensor) for name, tensor in self._tensors.items()}
 
     @torch.no_grad()
     def _predict(self, x: NDArray) -> NDArray:
-        return _numpy(self._net.eval()(self._tensor(x)))
+        X = self._tensor(x)
+        with autocast(X, self.bfloat16):
+            return self._array(self._net.eval()(X))
 
     @torch.no_grad()
     def _activations(self, x: NDArray) -> dict[str, NDArray]:
-        outputs = self._net.eval().activations(self._tensor(x))
-        return {name: _numpy(output) for name, output in outputs.items()}
+        X = self._tensor(x)
+        with autocast(X, self.bfloat16):
+            outputs = self._net.eval().activations(X)
+        return {name: self._array(output) for name, output in outputs.items()}
 
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
-        statistics = {name: t for name, t in self._tensors.items() if is_statistic(name)}
-        before = {name: tensor.clone() for name, tensor in statistics.items()}
-        loss, logits = loss_and_gradients(self._net, self._tensor(x), self._tensor(y).long())
-        running = {name: _numpy(tensor).copy() for name, tensor in statistics.items()}
-        for name, tensor in statistics.items():
-            tensor.copy_(before[name])
-        gradients = {name: _numpy(p.grad).copy() for name, p in self._parameters.items()}
-        return contract.Evaluation(loss.item(), _numpy(logits), gradients, running)
+        buffers = list(self._net.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        loss, logits = loss_and_gradients(self._net, self._tensor(x), self._tensor(y).long(), self.bfloat16)
+        running = {name: self._array(t).copy() for name, t in self._tensors.items() if is_statistic(name)}
+        for buffer, old in zip(buffers, before, strict=True):
+            buffer.copy_(old)
+        gradients = {name: self._array(p.grad) for name, p in self._parameters.items() if p.grad is not None}
+        self._net.zero_grad()  # the arrays are now the only ones to hold these gradients
+        return contract.Evaluation(loss.item(), self._array(logits), gradients, running)
 
     def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
         self._optimizer = self._net.configure_optimizers(momentum, weight_decay)
 
     def _train_step(self, x: NDArray, y: NDArray, lr: float) -> tuple[float, NDArray]:
         self._optimizer.param_groups[0]["lr"] = lr
-        loss, logits = train_step(self._net, self._optimizer, self._tensor(x), self._tensor(y).long())
-        return loss.item(), _numpy(logits)
+        X, Y = self._tensor(x), self._tensor(y).long()
+        loss, logits = train_step(self._net, self._optimizer, X, Y, self.bfloat16)
+        return loss.item(), self._array(logits)
 
     def _optimizer_state(self) -> Weights:
         states = {name: self._optimizer.state[p] for name, p in self._parameters.items()}
         velocities = {name: state.get("momentum_buffer") for name, state in states.items()}
-        return {name: _numpy(velocity) for name, velocity in velocities.items() if velocity is not None}
+        return {name: self._array(velocity) for name, velocity in velocities.items() if velocity is not None}
 
     def _load_optimizer_state(self, state: Weights) -> None:
         for name, array in state.items():
             self._optimizer.state[self._parameters[name]]["momentum_buffer"] = self._tensor(array)
 
     def _tensor(self, array: NDArray) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return torch.tensor(array, device=self._device)  # a copy: `from_numpy` shares memory
+
+    def _array(self, tensor: Tensor) -> NDArray:
+        return tensor.detach().to("cpu", self._type).numpy()
 
 
 def _path(name: str) -> str:
     """Canonical name to PyTorch's: "b2.0.conv1.weight" → "net.b2.0.conv1.weight"."""
     return "net." + name.replace("last.", "last.dense.")
-
-
-def _numpy(tensor: Tensor) -> NDArray:
-    return tensor.detach().cpu().numpy()

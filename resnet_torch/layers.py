@@ -1,27 +1,51 @@
-"""Where PyTorch is told to agree with the other three. Every trap is named, with its reason."""
+"""Where PyTorch is told to agree with the other three. Every trap is named, with its reason.
+
+What holds for the whole process is set only by who owns it. Under the contract, float32 on a GPU is full
+float32; to have that with the classes themselves, write this first:
+
+    from resnet_torch.layers import use_full_float32
+
+    use_full_float32()
+"""
 
 import torch
 from torch import Tensor, nn
 
 
-class Glorot(nn.Module):
-    """Trap: PyTorch draws convolutions from He uniform and their biases at random.
+def glorot_(weight: Tensor, bias: Tensor | None) -> None:
+    """Trap: PyTorch draws weights from He uniform and their biases at random.
 
     The others start from Glorot uniform (Glorot and Bengio 2010, equation 16) and biases of 0.
     """
+    nn.init.xavier_uniform_(weight)
+    if bias is not None:
+        nn.init.zeros_(bias)
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution over (N, C, H, W)."""
 
     def reset_parameters(self) -> None:
-        if not self.has_uninitialized_params() and self.weight.numel():
-            nn.init.xavier_uniform_(self.weight)
-            nn.init.zeros_(self.bias)
+        glorot_(self.weight, self.bias)
 
 
-class LazyConv2d(Glorot, nn.LazyConv2d):
-    """Convolution; the input channels are inferred from the first batch."""
+class LazyConv2d(nn.LazyConv2d, Conv2d):
+    """The same; the input channels are inferred from the first batch."""
+
+    cls_to_become = Conv2d
 
 
-class LazyLinear(Glorot, nn.LazyLinear):
-    """Dense layer; the input features are inferred from the first batch."""
+class Linear(nn.Linear):
+    """Dense layer."""
+
+    def reset_parameters(self) -> None:
+        glorot_(self.weight, self.bias)
+
+
+class LazyLinear(nn.LazyLinear, Linear):
+    """The same; the input features are inferred from the first batch."""
+
+    cls_to_become = Linear
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -31,27 +55,29 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, X: Tensor) -> Tensor:
-        if not self.training:
+        mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
+        if not (self.training and self.track_running_stats) or mean is None or var is None or count is None:
             return super().forward(X)
-        mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        self._check_input_dim(X)
+        count.add_(1)
+        new = 1 / float(count) if self.momentum is None else self.momentum  # the batch's share
+        # Trap: PyTorch's running variance takes n/(n - 1) times the batch variance the output uses.
+        unbiased = torch.zeros_like(var)
         # The functional form, because the layer refuses one value a channel; the others take it.
         Y = torch.batch_norm(
-            X, self.weight, self.bias, mean, var, True, 1.0, self.eps, torch.backends.cudnn.enabled
+            X, self.weight, self.bias, mean, unbiased, True, new, self.eps, torch.backends.cudnn.enabled
         )
-        # Trap: PyTorch's running variance takes n/(n - 1) times the batch variance the output uses.
         n = X.numel() // X.size(1)
-        var = var * (n - 1) / n if n > 1 else torch.zeros_like(var)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var, self.momentum)
+        var.mul_(1 - new)
+        if n > 1:  # of one value the biased variance is 0, the other is none
+            var.add_(unbiased, alpha=(n - 1) / n)
         return Y
 
 
-class LazyBatchNorm2d(nn.LazyBatchNorm2d):
+class LazyBatchNorm2d(nn.LazyBatchNorm2d, BatchNorm2d):
     """The same; the channels are inferred from the first batch."""
 
     cls_to_become = BatchNorm2d
-    forward = BatchNorm2d.forward  # the first batch still runs in this class
 
 
 def use_full_float32() -> None:

@@ -1,5 +1,7 @@
 """Loss, training step and trainer, as PyTorch users write them."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,11 +15,9 @@ class Classifier(nn.Module):
 
     net: nn.Sequential
     lr: float
-    bfloat16 = False  # compute products in bfloat16; weights, statistics and logits stay as they are
 
     def forward(self, X: Tensor) -> Tensor:
-        with torch.autocast(X.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.net(X).to(X.dtype)
+        return self.net(X)
 
     def activations(self, X: Tensor) -> dict[str, Tensor]:
         """Outputs of b1, b2, …, last."""
@@ -37,26 +37,45 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, C, H, W)."""
-        training = self.training
-        outputs = self.eval().activations(torch.zeros(X_shape))
+        weight = next(self.parameters())
+        modes = [(module, module.training) for module in self.modules()]  # some layers may be frozen
+        self.eval()
+        try:
+            outputs = self.activations(torch.zeros(X_shape, device=weight.device, dtype=weight.dtype))
+        finally:
+            for module, training in modes:
+                module.training = training
         for name in outputs:
             print(layer_line(name, outputs[name].shape))
-        self.train(training)
 
 
-def loss_and_gradients(model: Classifier, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and logits with batch statistics; the gradients are left in each parameter's `.grad`."""
+def autocast(X: Tensor, bfloat16: bool) -> AbstractContextManager:
+    """Where asked, products in bfloat16; else nothing, so that the caller's own autocast stays."""
+    return torch.autocast(X.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+
+
+def loss_and_gradients(
+    model: Classifier, X: Tensor, Y: Tensor, bfloat16: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Loss and logits with batch statistics; the gradients are left in each parameter's `.grad`.
+
+    With `bfloat16`, products are computed in it; weights, statistics, logits and loss stay as they are.
+    """
     model.train()
     model.zero_grad()
-    Y_hat = model(X)
+    with autocast(X, bfloat16):
+        Y_hat = model(X)
+    Y_hat = Y_hat.to(X.dtype)
     loss = model.loss(Y_hat, Y)
     loss.backward()
     return loss.detach(), Y_hat.detach()
 
 
-def train_step(model: Classifier, optimizer: torch.optim.SGD, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+def train_step(
+    model: Classifier, optimizer: torch.optim.SGD, X: Tensor, Y: Tensor, bfloat16: bool = False
+) -> tuple[Tensor, Tensor]:
     """One step of the optimizer, in place; returns the loss and logits before it."""
-    loss, Y_hat = loss_and_gradients(model, X, Y)
+    loss, Y_hat = loss_and_gradients(model, X, Y, bfloat16)
     optimizer.step()
     return loss, Y_hat
 

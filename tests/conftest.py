@@ -1,10 +1,18 @@
 """Options and fixtures of the shared suite: which backends it runs over, and on which device."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from common.backend import BACKENDS
+from common.proof.workers import share_cores
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Workers that all want every core would slow each other down many times over.
+    cores = share_cores(int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    if mine := cores[int(worker.removeprefix("gw")) % len(cores)]:
+        os.sched_setaffinity(0, mine)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -13,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=",".join(BACKENDS),
         help="backends under test, comma-separated; one that cannot be imported fails (default: all four)",
     )
+    parser.addoption("--networks", type=int, default=0, help="which random networks to draw (default: 0)")
     parser.addoption("--device", default="cpu", choices=["cpu", "gpu"], help="where the backends compute")
 
 
@@ -22,6 +31,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", names)
     if "backend_pair" in metafunc.fixturenames:  # every ordered pair, each with itself too
         metafunc.parametrize("backend_pair", [(a, b) for a in names for b in names], ids="-".join)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A backend's tests go to one worker, which compiles for all of them, and they go first."""
+    for item in items:
+        if name := parameters(item).get("backend"):
+            item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: "backend" not in parameters(item))
+
+
+def parameters(item: pytest.Item) -> dict[str, str]:
+    """What a test is parametrised with."""
+    return getattr(getattr(item, "callspec", None), "params", {})
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -38,14 +38,19 @@ def deviation(a: ArrayLike | Arrays, b: ArrayLike | Arrays) -> float:
 def worst(a: Arrays, b: Arrays) -> float:
     """The largest deviation of one array."""
     assert list(a) == list(b)
-    return max(deviation(a[name], b[name]) for name in a)
+    return largest(deviation(a[name], b[name]) for name in a)
 
 
 def worst_gradient(a: Arrays, b: Arrays) -> float:
     """The largest difference of one entry, relative to the largest gradient in the network."""
     assert list(a) == list(b)
-    largest = max(np.abs(array).max() for array in b.values())
-    return float(max(np.abs(a[name] - b[name]).max() for name in a) / largest)
+    size = largest(np.abs(array).max() for array in b.values())
+    return largest(np.abs(a[name] - b[name]).max() for name in a) / size
+
+
+def largest(values: Iterable[float]) -> float:
+    """NaN is larger than all, which Python's `max` forgets."""
+    return float(np.max(list(values)))
 
 
 def disagreements(a: Any, b: Any) -> dict[str, float]:

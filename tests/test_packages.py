@@ -67,13 +67,13 @@ CHAPTER_CALLS = {
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_signatures_are_those_of_the_chapter(backend: str, name: str) -> None:
-    """In Flax the parameters are fields, and `training` and Flax's own come after them."""
+    """In Flax the parameters are fields, and `training`, `dtype` and Flax's own come after them."""
     signature = inspect.signature(getattr(package(backend), name).__init__)
     own = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "self"]
     if backend == "jax":
-        assert [p.name for p in own[-3:]] == ["training", "parent", "name"]
-        assert own[-3].default is True
-        del own[-3:]
+        assert [p.name for p in own[-4:]] == ["training", "dtype", "parent", "name"]
+        assert [p.default for p in own[-4:-2]] == [True, None]
+        del own[-4:]
     found = signature.replace(parameters=own, return_annotation=signature.empty)
     assert str(found) == SIGNATURES[name]
 

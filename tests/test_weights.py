@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from safetensors.numpy import save, save_file
 
 from common import architecture, initial_weights, load_checkpoint, save_checkpoint
 from common.architecture import Architecture
 from common.errors import BadInput, MissingFile
-from common.files import write_atomically
-from common.weights import Weights, check_weights, is_statistic
+from common.weights import Weights, check_weights, is_statistic, load_metadata
+from tests.damage import flips
 from tests.helpers import one_line, random_weights
 
 # SHA-256 of the weights of ResNet-18 drawn from seed 0: everyone's results depend on these numbers.
@@ -200,6 +201,47 @@ def test_a_bad_checkpoint_is_one_line_that_names_it(tmp_path: Path, case: str) -
     assert not isinstance(error.value, FileNotFoundError)
 
 
+@pytest.mark.parametrize("metadata", [{}, {"source": "torchvision", "dataset": "imagenet"}])
+def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed(tmp_path: Path, metadata: dict[str, str]) -> None:
+    path = tmp_path / "run.safetensors"
+    save_checkpoint(path, ARCH, random_weights(ARCH), metadata)
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    for where in chain(flips(path, 150, end=header), flips(path, 150)):
+        with pytest.raises(BadInput) as error:
+            load_checkpoint(path)
+            pytest.fail(f"{where} went unnoticed")
+        one_line(error, f"checkpoint {path}")
+    load_checkpoint(path)
+
+
+def test_damaged_weights_are_said_to_be_so(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    save_checkpoint(path, ARCH, random_weights(ARCH))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BadInput) as error:
+        load_checkpoint(path)
+    one_line(error, str(path), "damaged or was changed", "wrong SHA-256", "take another copy")
+
+
+def test_a_checkpoint_without_sums_loads(tmp_path: Path) -> None:
+    weights = random_weights(ARCH)
+    save_file(weights, tmp_path / "theirs.safetensors", {"architecture": ARCH.to_json()})
+    arch, found = load_checkpoint(tmp_path / "theirs.safetensors")
+    assert arch == ARCH and digest(found) == digest(weights)
+
+
+def test_a_checkpoint_keeps_its_sums_through_another_program(tmp_path: Path) -> None:
+    path, again = tmp_path / "run.safetensors", tmp_path / "again.safetensors"
+    save_checkpoint(path, ARCH, random_weights(ARCH), {"source": "timm"})
+    arch, weights = load_checkpoint(path)
+    save_file(dict(reversed(weights.items())), again, dict(reversed(load_metadata(path).items())))
+    assert digest(load_checkpoint(again)[1]) == digest(weights)
+    save_checkpoint(again, arch, random_weights(ARCH, seed=1), load_metadata(path))  # with stale sums given
+    assert load_metadata(again)["source"] == "timm"
+    assert digest(load_checkpoint(again)[1]) == digest(random_weights(ARCH, seed=1))
+
+
 @pytest.mark.parametrize("where", ["missing.safetensors", ".", "file/run.safetensors"])
 def test_a_missing_checkpoint_is_a_file_not_found(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").touch()
@@ -241,29 +283,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     one_line(error, f"cannot write {path}: No space left on device")
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_reader_during_the_write_sees_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "run.safetensors"
-    seen = []
-    fsync = os.fsync
-
-    def look(descriptor: int) -> None:
-        fsync(descriptor)
-        seen.append(path.read_text())
-        assert len(list(tmp_path.iterdir())) == 2  # the new one is beside it: a rename stays on one disk
-
-    write_atomically(path, "old")
-    monkeypatch.setattr(os, "fsync", look)
-    write_atomically(path, "new")
-    assert seen == ["old"] and path.read_text() == "new"
-
-
-def test_a_file_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
-    by_name = tmp_path / "by name"
-    by_name.touch()
-    write_atomically(tmp_path / "atomically", "x")
-    assert (tmp_path / "atomically").stat().st_mode == by_name.stat().st_mode
 
 
 def test_a_checkpoint_of_a_type_numpy_lacks_says_so(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
 import typer
 
+from common.backend import BACKENDS
 from common.cli.compare import compare
 from common.cli.convert import convert
 from common.cli.download import download
@@ -30,6 +32,9 @@ for command in (compare, summary, download, train, evaluate, predict, convert, v
 
 def main() -> None:
     """The console script: what goes wrong is one line on standard error; bad input exits with 2."""
+    for backend in BACKENDS.values():  # before a framework is imported, here or in a worker
+        for name, value in backend.environment.items():
+            os.environ.setdefault(name, value)
     try:
         exit_code = app(standalone_mode=False)
     except BadInput as error:

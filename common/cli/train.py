@@ -110,7 +110,7 @@ def train(
         model.load_weights(initial_weights(network, settings.seed))
         return model
 
-    with quiet():  # frameworks have much to say
+    with quiet(f"go on with: {again}"):  # frameworks have much to say
         if settings.backend == "all":
             training.train_all(build, names, images, settings, folder, resume, again, tensorboard)
         else:

@@ -8,22 +8,23 @@ because the bias of a convolution before batch norm has a gradient of exactly ze
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from itertools import combinations
-from typing import TypeVar
+from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from common.architecture import Architecture
-from common.backend import Evaluation, Model, load_backend
+from common.backend import Evaluation, load_backend
 from common.errors import BadInput
-from common.proof.workers import Shares, Worker
+from common.proof.workers import Elsewhere, Shares, Worker
 from common.summary import Row
 from common.weights import Weights
 
@@ -31,7 +32,9 @@ T = TypeVar("T")
 
 LAYER_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # how far apart outputs in evaluation may be
 AT_ONCE = 2  # backends at work at the same time, while nothing is timed
-WARM_UP, REPEATS = 3, 10  # passes before and during timing
+ROUNDS = 5  # in which the backends are timed in turns
+REPEATS = 4  # of each pass in a round; the first only wakes the threads
+BUSY = 0.1  # share of the cores' time that may go to other programs before timings are doubted
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,12 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What one backend made of a job in one dtype."""
+class Look:
+    """What one backend computes in one dtype, before any step."""
 
     rows: list[Row]
     activations: dict[str, NDArray]
     training: Evaluation
-    trained: Weights
 
     @property
     def logits(self) -> NDArray:
@@ -63,11 +65,33 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Median milliseconds in float32."""
+class Evidence(Look):
+    """That, and the weights after the job's steps."""
 
-    forward: float
-    step: float
+    trained: Weights
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Milliseconds: the median over all rounds, and the medians of the quickest and the slowest round."""
+
+    median: float
+    quickest: float
+    slowest: float
+
+    @classmethod
+    def of(cls, rounds: Sequence[Sequence[float]]) -> Spread:
+        """Of the milliseconds of every pass of every round."""
+        medians = [statistics.median(passes) for passes in rounds]
+        return cls(statistics.median(itertools.chain(*rounds)), min(medians), max(medians))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one backend takes in float32."""
+
+    forward: Spread
+    step: Spread
 
 
 @dataclass(frozen=True)
@@ -106,6 +130,12 @@ class Comparison(Findings):
     job: Job
     evidence: dict[tuple[str, str], Evidence] = field(default_factory=dict)
     timings: dict[str, Timing] = field(default_factory=dict)
+    elsewhere: float | None = None  # share of the cores' time that other programs had during the timing
+
+    @property
+    def was_busy(self) -> bool:
+        """Whether other programs took enough of the cores to make the timings worthless."""
+        return self.elsewhere is not None and self.elsewhere > BUSY
 
 
 def distance(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
@@ -121,8 +151,13 @@ def deviation(a: ArrayLike, b: ArrayLike) -> float:
 
 def worst_gradient(a: Weights, b: Weights) -> float:
     """The largest ‖a − b‖∞ of one tensor, over the largest entry of all of b."""
-    largest = max(np.abs(tensor).max() for tensor in b.values())
-    return _ratio(max(np.abs(a[name] - b[name]).max() for name in b), largest)
+    largest = worst(np.abs(tensor).max() for tensor in b.values())
+    return _ratio(worst(np.abs(a[name] - b[name]).max() for name in b), largest)
+
+
+def worst(values: Iterable[float]) -> float:
+    """The largest; NaN is larger than all, which Python's `max` forgets."""
+    return float(np.max(list(values)))
 
 
 def _square(tensor: NDArray) -> float:
@@ -145,7 +180,7 @@ def quantities(steps: int) -> list[Quantity]:
         Quantity(
             "worst layer output",
             LAYER_BOUNDS,
-            lambda a, b: max(deviation(a.activations[name], b.activations[name]) for name in b.activations),
+            lambda a, b: worst(deviation(a.activations[name], b.activations[name]) for name in b.activations),
         ),
         Quantity("training logits", exact, lambda a, b: deviation(a.training.logits, b.training.logits)),
         Quantity(
@@ -166,45 +201,71 @@ def quantities(steps: int) -> list[Quantity]:
     ]
 
 
-def collect(name: str, job: Job, dtype: str) -> Evidence:
-    """Run the job in one backend. This is what a worker process does."""
-    model = load_backend(name).build(job.arch, dtype, "cpu" if name == "oracle" else job.device)
-    model.load_weights(job.weights)
-    activations = model.activations(job.x)
-    training = model.loss_and_gradients(job.x, job.y)
-    rows = model.summary(job.x.shape)
-    for _ in range(job.steps):
-        model.train_step(job.x, job.y, lr=job.lr)
-    return Evidence(rows, activations, training, model.weights())
+class Candidate:
+    """One backend at a job in one dtype: first it shows what it computes, then it is trained.
+
+    Args:
+        name: of the backend.
+        dtype: what it computes in.
+    """
+
+    def __init__(self, name: str, job: Job, dtype: str) -> None:
+        self.job = job
+        self.model = load_backend(name).build(job.arch, dtype, "cpu" if name == "oracle" else job.device)
+        self.model.load_weights(job.weights)
+        self.taken = 0  # steps
+        self.trained: Weights = {}
+
+    def look(self) -> Look:
+        """What it puts out, and its gradients, before any step."""
+        activations = self.model.activations(self.job.x)
+        training = self.model.loss_and_gradients(self.job.x, self.job.y)
+        return Look(self.model.summary(self.job.x.shape), activations, training)
+
+    def step(self) -> None:
+        """One more step of SGD."""
+        if self.taken == self.job.steps:
+            self.trained = self.model.weights()
+        self.model.train_step(self.job.x, self.job.y, lr=self.job.lr)
+        self.taken += 1
+
+    def finish(self) -> Weights:
+        """The weights after the job's number of steps, whether or not more have been taken."""
+        while self.taken < self.job.steps:
+            self.step()
+        return self.trained or self.model.weights()
+
+    def warm_up(self) -> None:
+        """Run what `time_round` times until it is compiled."""
+        self.model.predict(self.job.x)
+        self.step()
+
+    def time_round(self) -> tuple[list[float], list[float]]:
+        """Milliseconds of some forward passes and some training steps. Nothing else should be computing."""
+        return _milliseconds(lambda: self.model.predict(self.job.x)), _milliseconds(self.step)
 
 
-_models: dict[str, Model] = {}  # of this worker process, warmed up and waiting to be timed
+_candidate: Candidate  # of this worker process
 
 
-def warm_up(name: str, job: Job) -> None:
-    """Build the model that `measure` times, and run what it times until it is compiled and settled."""
-    _models[name] = load_backend(name).build(job.arch, "float32", job.device)
-    for _ in range(WARM_UP):
-        _models[name].predict(job.x)
-        _models[name].train_step(job.x, job.y, lr=job.lr)
+def enter(name: str, job: Job, dtype: str) -> None:
+    """Build a backend in this worker process."""
+    global _candidate
+    _candidate = Candidate(name, job, dtype)
 
 
-def measure(name: str, job: Job) -> Timing:
-    """Time one backend in float32. Nothing else should be computing."""
-    model = _models[name]
-    return Timing(
-        forward=_milliseconds(lambda: model.predict(job.x)),
-        step=_milliseconds(lambda: model.train_step(job.x, job.y, lr=job.lr)),
-    )
+def ask(method: str) -> Any:
+    """What a method of this worker process' candidate returns."""
+    return getattr(_candidate, method)()
 
 
-def _milliseconds(function: Callable[[], object]) -> float:
+def _milliseconds(function: Callable[[], object]) -> list[float]:
     durations = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         function()
         durations.append(1000 * (time.perf_counter() - start))
-    return statistics.median(durations)
+    return durations[1:]
 
 
 def summarise(name: str, arch: Architecture, input_shape: tuple[int, ...]) -> list[Row]:
@@ -228,28 +289,85 @@ def compare(
     """
     found = Comparison(job)
     names = [name for name in names if name != "oracle"]
+    looks: dict[tuple[str, str], Look] = {}
     shares = Shares(AT_ONCE)
+    one_by_one = Lock()
+
+    def see(name: str, dtype: str, worker: Worker) -> None:
+        look = worker.run(ask, "look")
+        with one_by_one:
+            looks[name, dtype] = look
+            reference = looks.get(("oracle", "float64"))
+            for key in looks if name == "oracle" else [(name, dtype)]:
+                if reference and key[0] != "oracle":
+                    progress(f"{' in '.join(key)}: {first_figures(looks[key], reference)}")
+
+    def conclude(name: str, dtype: str, worker: Worker) -> None:
+        trained = worker.run(ask, "finish")
+        found.evidence[name, dtype] = Evidence(**vars(looks[name, dtype]), trained=trained)
 
     def gather(name: str) -> None:
         with shares.worker() as worker:
-            for dtype in ["float64"] if name == "oracle" else dtypes:
-                start = time.perf_counter()
-                found.evidence[name, dtype] = worker.run(collect, name, job, dtype)
-                progress(f"{name}: {dtype} done in {time.perf_counter() - start:.1f} s")
+            worker.run(enter, name, job, "float64")
+            see(name, "float64", worker)
+            conclude(name, "float64", worker)
 
-    def clock(name: str) -> None:
-        found.timings[name] = workers[name].run(measure, name, job)
-        progress(f"{name}: timed")
+    def prepare(name: str) -> None:
+        workers[name].run(enter, name, job, "float32")
+        if "float32" in dtypes:
+            see(name, "float32", workers[name])
+        workers[name].run(ask, "warm_up")
 
     with ExitStack() as stack:
         # Those that time have all cores, and wait until nothing else computes.
         workers = {name: stack.enter_context(closing(Worker())) for name in names}
-        tasks: list[tuple[str, Callable[[str], None]]] = [(name, gather) for name in ("oracle", *names)]
-        tasks += [(name, lambda name: workers[name].run(warm_up, name, job)) for name in names]
+        exact = ["oracle", *names] if "float64" in dtypes else ["oracle"]
+        tasks: list[tuple[str, Callable[[str], None]]] = [(name, gather) for name in exact]
+        tasks += [(name, prepare) for name in names]
         found.failures |= each(tasks, at_once=shares.count)
-        found.failures |= each([(name, clock) for name in names if name not in found.failures], at_once=1)
+        found.timings, found.elsewhere, failures = time_in_turns(
+            {name: workers[name] for name in names if name not in found.failures}
+        )
+        found.failures |= failures
+        if found.timings:
+            progress(f"timed in {ROUNDS} rounds")
+        if "float32" in dtypes:
+            rest = [(name, lambda name: conclude(name, "float32", workers[name])) for name in found.timings]
+            found.failures |= each(rest, at_once=1)
     judge(found, names, dtypes)
     return found
+
+
+def first_figures(look: Look, reference: Look) -> str:
+    """What can be told of a backend while it is still at work."""
+    logits = deviation(look.logits, reference.logits)
+    gradients = distance(look.training.gradients, reference.training.gradients)
+    return f"logits {logits:.1e}, gradients {gradients:.1e} from the oracle's"
+
+
+def time_in_turns(
+    workers: Mapping[str, Worker],
+) -> tuple[dict[str, Timing], float | None, dict[str, str]]:
+    """Time the backends in turns, so that what disturbs the machine for a while disturbs all.
+
+    Returns the timings, the share of the cores' time that went elsewhere, and what failed.
+    """
+    rounds: dict[str, list[tuple[list[float], list[float]]]] = {name: [] for name in workers}
+    failures: dict[str, str] = {}
+    with Elsewhere(workers.values()) as elsewhere:
+        for _ in range(ROUNDS):
+            turn: list[tuple[str, Callable[[str], None]]] = [
+                (name, lambda name: rounds[name].append(workers[name].run(ask, "time_round")))
+                for name in workers
+                if name not in failures
+            ]
+            failures |= each(turn, at_once=1)
+    timings = {}
+    for name in workers:
+        if name not in failures:
+            forward, step = zip(*rounds[name], strict=True)
+            timings[name] = Timing(Spread.of(forward), Spread.of(step))
+    return timings, elsewhere.share, failures
 
 
 def each(tasks: list[tuple[str, Callable[[str], None]]], at_once: int) -> dict[str, str]:
@@ -301,7 +419,7 @@ def deviations(
     measure: Callable[[T, T], float], evidence: Mapping[str, T], reference: T
 ) -> tuple[dict[str, float], dict[str, float]]:
     """How far each backend is from the reference, and each pair, "torch–jax", from each other."""
-    pairs = {f"{a}–{b}": (a, b) for a, b in combinations(evidence, 2)}
+    pairs = {f"{a}–{b}": (a, b) for a, b in itertools.combinations(evidence, 2)}
     sides = [(found, reference) for found in evidence.values()]
     sides += [(evidence[a], evidence[b]) for a, b in pairs.values()]
     with ThreadPoolExecutor(AT_ONCE) as pool:  # NumPy computes on several cores that way
@@ -311,8 +429,8 @@ def deviations(
 
 def worst_pair(between: Mapping[str, float]) -> tuple[float, str]:
     """The largest deviation between two backends, and which two; NaN is the largest of all."""
-    worst = max(between, key=lambda pair: np.nan_to_num(between[pair], nan=np.inf))
-    return between[worst], worst
+    pair = max(between, key=lambda pair: np.nan_to_num(between[pair], nan=np.inf))
+    return between[pair], pair
 
 
 def first_outside(kind: str, walk: Iterable[tuple[str, float]], bound: float) -> str:
@@ -327,7 +445,7 @@ def first_outside(kind: str, walk: Iterable[tuple[str, float]], bound: float) ->
 
 def first_difference(a: Evidence, b: Evidence, dtype: str) -> str:
     """Where `a` parts ways with `b`: the first layer, in the order of computation, and the one before."""
-    largest = max(np.abs(gradient).max() for gradient in b.training.gradients.values())
+    largest = worst(np.abs(gradient).max() for gradient in b.training.gradients.values())
 
     def gradients() -> Iterator[tuple[str, float]]:  # computed from the last layer to the first
         for name in reversed(b.training.gradients):

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from common.backend import BACKENDS, ORACLE, Backend
 from common.files import write_atomically
-from common.proof.compare import LAYER_BOUNDS, Comparison, Findings, quantities
+from common.proof.compare import LAYER_BOUNDS, ROUNDS, Comparison, Findings, Spread, quantities
 from common.proof.verify import BOUNDS, Match
 from common.summary import Part, Row
 
@@ -96,6 +96,16 @@ class Report(Outcome):
         return {name: by_name[name] for name in ("oracle", *self.compared) if name in by_name}
 
     @property
+    def busy(self) -> str:
+        """What is wrong with the timings; "" if nothing is."""
+        if not self.found.was_busy:
+            return ""
+        return (
+            f"The machine was busy: other programs had {self.found.elsewhere:.0%} of its cores' time, "
+            "so these timings are no measure; run it again with nothing beside"
+        )
+
+    @property
     def bounds(self) -> dict[str, dict[str, float]]:
         """Quantity name to its bounds by dtype."""
         return {quantity.name: quantity.bounds for quantity in quantities(self.found.job.steps)}
@@ -122,6 +132,8 @@ def show(report: Report) -> None:
         console.print(_deviation_table(report, dtype, report.bounds))
     if report.found.timings:
         console.print(_timing_table(report))
+        if report.busy:
+            console.print(report.busy, style="bold yellow", highlight=False, markup=False)
     _show_verdict(report.verdict, report.proven)
 
 
@@ -227,16 +239,21 @@ def _deviation_table(outcome: Outcome, dtype: str, bounds: Mapping[str, Mapping[
 
 
 def _timing_table(report: Report) -> Table:
+    images = len(report.found.job.x)
     table = Table(
         "float32",
         *[LABELS[name] for name in report.found.timings],
-        title=f"Milliseconds, batch of {len(report.found.job.x)}, median",
+        title=f"Milliseconds, batch of {images}: median (quickest–slowest round of {ROUNDS})",
         box=box.SIMPLE,
         title_justify="left",
     )
-    table.add_row("forward pass", *[f"{timing.forward:.0f}" for timing in report.found.timings.values()])
-    table.add_row("training step", *[f"{timing.step:.0f}" for timing in report.found.timings.values()])
+    table.add_row("forward pass", *[_spread(timing.forward) for timing in report.found.timings.values()])
+    table.add_row("training step", *[_spread(timing.step) for timing in report.found.timings.values()])
     return table
+
+
+def _spread(milliseconds: Spread) -> str:
+    return f"{milliseconds.median:.0f} ({milliseconds.quickest:.0f}–{milliseconds.slowest:.0f})"
 
 
 def write(report: Report, folder: Path) -> None:
@@ -280,12 +297,21 @@ def results(report: Report) -> dict[str, Any]:
             for dtype, t in found.worst_pairs.items()
         },
         "milliseconds": {
-            name: {"forward": round(timing.forward, 3), "training_step": round(timing.step, 3)}
+            name: {"forward": round(timing.forward.median, 3), "training_step": round(timing.step.median, 3)}
             for name, timing in found.timings.items()
         },
+        "milliseconds_of_rounds": {
+            name: {"forward": _ends(timing.forward), "training_step": _ends(timing.step)}
+            for name, timing in found.timings.items()
+        },
+        "busy_elsewhere": None if found.elsewhere is None else round(found.elsewhere, 3),
         "failures": found.failures,
         "differences": found.differences,
     }
+
+
+def _ends(milliseconds: Spread) -> list[float]:
+    return [round(milliseconds.quickest, 3), round(milliseconds.slowest, 3)]
 
 
 def html(report: Report) -> str:
@@ -300,6 +326,7 @@ def html(report: Report) -> str:
         trim_blocks=True,
     )
     environment.filters["scientific"] = lambda value: f"{value:.1e}"
+    environment.filters["spread"] = _spread
     return environment.get_template("report.html.jinja").render(
         report=report,
         found=report.found,
@@ -351,10 +378,14 @@ def _plots(report: Report) -> list[tuple[str, str]]:
         figure = Figure(figsize=(6, 3.4), layout="constrained")
         axes = figure.subplots()
         names = list(found.timings)
-        axes.barh([f"{n} forward" for n in names], [t.forward for t in found.timings.values()], color="C0")
-        axes.barh([f"{n} step" for n in names], [t.step for t in found.timings.values()], color="C1")
+        for kind, colour in (("forward", "C0"), ("step", "C1")):
+            spreads: list[Spread] = [getattr(timing, kind) for timing in found.timings.values()]
+            medians = [spread.median for spread in spreads]
+            below = [spread.median - spread.quickest for spread in spreads]
+            above = [spread.slowest - spread.median for spread in spreads]
+            axes.barh([f"{name} {kind}" for name in names], medians, xerr=(below, above), color=colour)
         axes.invert_yaxis()
-        axes.set_xlabel("milliseconds, float32, median")
+        axes.set_xlabel("milliseconds, float32: median, quickest and slowest round")
         plots.append(("Forward pass and training step", _svg(figure)))
     return plots
 

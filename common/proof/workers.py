@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, suppress
 from multiprocessing import get_context
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+
+PROC_STAT = Path("/proc/stat")
+ALIVE = b"alive"  # what a process tells its watcher at the end
 
 
 class Worker:
     """A fresh process that runs functions one after another.
 
-    What a framework prints there is kept from the terminal; what fails raises here. With `cores`, it and
-    the thread pools of the framework keep to those: two frameworks that both want every core slow each
-    other down many times over.
+    What a framework prints there is kept from the terminal; what fails raises here, and of a process that
+    died its last words. With `cores`, it and the thread pools of the framework keep to those: two
+    frameworks that both want every core slow each other down many times over.
     """
 
     def __init__(self, cores: set[int] | None = None) -> None:
         context = get_context("spawn")
-        self._process = ProcessPoolExecutor(1, context, initializer=_settle, initargs=(cores,))
+        descriptor, name = tempfile.mkstemp(prefix="resnet-tabs-", suffix=".log")
+        os.close(descriptor)
+        self._log = Path(name)
+        self._process = ProcessPoolExecutor(1, context, initializer=_settle, initargs=(cores, self._log))
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """The result of an importable function; arguments and result are pickled."""
-        return self._process.submit(function, *args).result()
+        """The result of an importable function; arguments and result are pickled.
+
+        Raises:
+            RuntimeError: if the process died; else what the function raises.
+        """
+        try:
+            return self._process.submit(function, *args).result()
+        except BrokenProcessPool:
+            said = " | ".join(last_lines(self._log)) or "it said nothing"
+            raise RuntimeError(f"its process died: {said}") from None
 
     def close(self) -> None:
         """End the process."""
         self._process.shutdown(wait=False, cancel_futures=True)
+        with suppress(OSError):  # Windows keeps what is open
+            self._log.unlink()
 
 
 class Shares:
@@ -62,25 +82,91 @@ def share_cores(most: int) -> list[set[int]]:
     return [set(cores[i::most]) for i in range(min(most, len(cores)))]
 
 
+class Elsewhere:
+    """Measures, between entering and leaving, how much of this process' cores went to other programs.
+
+    Attributes:
+        share: of the cores' time, 0 to 1, what neither the workers nor this process used; None where the
+            system does not tell.
+    """
+
+    share: float | None = None
+
+    def __init__(self, workers: Iterable[Worker]) -> None:
+        self._workers = list(workers)
+
+    def __enter__(self) -> Elsewhere:
+        self._before = self._readings()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is None and self._before:
+            clock, used, own = (b - a for a, b in zip(self._before, self._readings(), strict=True))
+            self.share = max(0.0, used - own) / (clock * len(os.sched_getaffinity(0)))
+
+    def _readings(self) -> tuple[float, float, float] | tuple[()]:
+        """Seconds: of the clock, of the cores' work for anybody, and for the workers and this process."""
+        if not PROC_STAT.exists():  # macOS, Windows
+            return ()
+        cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        used = 0
+        for line in PROC_STAT.read_text().splitlines():
+            name, *jiffies = line.split()
+            if name in cores:
+                user, nice, system, _idle, _iowait, *others = map(int, jiffies[:8])
+                used += user + nice + system + sum(others)
+        own = time.process_time() + sum(worker.run(time.process_time) for worker in self._workers)
+        return time.perf_counter(), used / os.sysconf("SC_CLK_TCK"), own
+
+
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep standard error, C++'s too, from the terminal for a while; what fails still raises."""
+def quiet(remedy: str = "") -> Iterator[None]:
+    """Keep standard error, C++'s too, from the terminal for a while; what fails still raises.
+
+    Should the process die without raising, because C++ aborts or the system kills it, another prints the
+    last lines that were kept, and `remedy`.
+    """
     sys.stderr.flush()
     before = os.dup(2)
+    descriptor, log = tempfile.mkstemp(prefix="resnet-tabs-", suffix=".log")
+    watcher = subprocess.Popen(
+        [sys.executable, "-I", __file__, log, remedy],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is not for it
+    )
     try:
-        with tempfile.TemporaryFile() as sink:
-            os.dup2(sink.fileno(), 2)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
         yield
     finally:
         sys.stderr.flush()
         os.dup2(before, 2)
         os.close(before)
+        watcher.communicate(ALIVE)
 
 
-def _settle(cores: set[int] | None) -> None:
-    """Keep to the cores, and send output to a file nobody reads: frameworks greet at length."""
+def last_lines(log: Path, most: int = 3) -> list[str]:
+    """The last lines of a log that say something."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line.strip() for line in lines if line.strip()][-most:]
+
+
+def _watch(log: Path, remedy: str) -> None:
+    """Wait for the process that has the other end of standard input, and report if it died."""
+    if sys.stdin.buffer.read() != ALIVE:
+        said = " | ".join(last_lines(log)) or "nothing was said"
+        print(f"resnet-tabs: the process died: {said}{remedy and f'; {remedy}'}", file=sys.stderr)
+    log.unlink()
+
+
+def _settle(cores: set[int] | None, log: Path) -> None:
+    """Keep to the cores, and send output to a file: frameworks greet at length."""
     if cores:
         os.sched_setaffinity(0, cores)
-    with tempfile.TemporaryFile() as sink:
+    with log.open("r+b") as sink:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
+
+
+if __name__ == "__main__":
+    _watch(Path(sys.argv[1]), sys.argv[2])

@@ -33,7 +33,6 @@ from common.training.runs import (
     Settings,
     is_finished,
     is_run,
-    read_history,
 )
 from common.training.schedules import learning_rate
 
@@ -108,7 +107,8 @@ def train(
     try:
         training.go()
     except BadInput as error:
-        raise BadInput(f"{error}; {run.kept()}; make room and go on with: {resume_with}") from None
+        again = f"go on with: {resume_with}" if is_run(run.folder) else "start a new run"
+        raise BadInput(f"{error}; {run.kept()}; {again}") from None
     return model, run
 
 
@@ -138,7 +138,10 @@ def train_all(
         going_on = resume and is_run(folder / name)
         if going_on and is_finished(folder / name):
             finished.append(name)
-            histories[name] = read_history(folder / name)
+            run, checkpoint = Run.load(folder / name)
+            histories[name] = run.history
+            if checkpoint and checkpoint.warning:
+                print(checkpoint.warning)
         else:
             try:
                 _, run = train(build, data, own, folder / name, going_on, resume_with, tensorboard)

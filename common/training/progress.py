@@ -22,6 +22,9 @@ def show_runs(histories: Mapping[str, Sequence[Record]]) -> None:
     best = {}
     for name, history in histories.items():
         epochs = [record for record in history if record["event"] == "epoch"]
+        if not epochs:  # a history that lost its lines
+            table.add_row(name, *["–"] * 7)
+            continue
         last = epochs[-1]
         best[name] = max(record["val_accuracy"] for record in epochs)
         seconds = sum(record["seconds"] for record in epochs)
@@ -36,13 +39,14 @@ def show_runs(histories: Mapping[str, Sequence[Record]]) -> None:
             f"{images / seconds:,.0f}",
             _clock(seconds),
         )
-    losses = [[r["loss"] for r in history if r["event"] == "step"] for history in histories.values()]
-    apart = max(abs(a - b) / abs(b) for other in losses for a, b in zip(other, losses[0], strict=True))
+    losses = [{r["step"]: r["loss"] for r in h if r["event"] == "step"} for h in histories.values()]
+    shared = set.intersection(*map(set, losses))  # all steps, but for histories that lost lines
+    apart = max((abs(a[n] - losses[0][n]) / abs(losses[0][n]) for a in losses for n in shared), default=0.0)
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        f"loss of a step: at most {apart:.1e} apart; best validation accuracy: "
-        f"{100 * (max(best.values()) - min(best.values())):.2f} points apart",
+        f"loss of a step: at most {apart:.1e} apart in {len(shared):,} steps; best validation accuracy: "
+        f"{100 * (max(best.values(), default=0) - min(best.values(), default=0)):.2f} points apart",
         soft_wrap=True,
     )
 

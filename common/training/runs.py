@@ -7,6 +7,8 @@
     previous.…           the checkpoint before the last, should that be damaged
     curves.png, .svg     loss and accuracy
 
+Each but the pictures has a SHA-256 of what it says, run.json its own and the history the checkpoint's. A
+checkpoint is whole once its optimizer file is in place; all it counts on is on disk before.
 A batch depends only on the seed, the epoch and its number, so the position is all the random state there is.
 """
 
@@ -19,20 +21,36 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from common.architecture import Architecture
 from common.errors import BadInput, MissingFile, Stopped
-from common.files import output_folder, write_atomically
-from common.weights import Weights, load_checkpoint, save_checkpoint
+from common.files import cannot_write, give_second_name, output_folder, write_atomically
+from common.weights import (
+    Weights,
+    load_checkpoint,
+    load_metadata,
+    read_with_sums,
+    save_checkpoint,
+    some,
+    tensors_sha256,
+    write_with_sums,
+)
 
 Record = dict[str, Any]
+
+# The numbers that a line of the history has, by its event.
+NUMBERS = {
+    "step": ("epoch", "step", "lr", "loss", "accuracy"),
+    "epoch": (
+        *("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"),
+        *("images_per_second", "seconds"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -126,7 +144,9 @@ class Checkpoint:
     weights: Weights
     state: Weights
     position: Position
-    warning: str = ""  # why this is not the last one
+    name: str  # "last", or "previous" where that is not whole
+    history_sha256: str  # of the history up to here; empty in runs of before there was one
+    warning: str = ""  # what is not as it was written, in one line
 
 
 class Run:
@@ -138,6 +158,7 @@ class Run:
         self.arch = Architecture.from_json(settings.architecture)
         self.resume_with = resume_with
         self.history: list[Record] = []
+        self._history_sha256 = hashlib.sha256()
 
     @classmethod
     def start(cls, folder: str | os.PathLike[str], settings: Settings, resume_with: str) -> Run:
@@ -150,35 +171,50 @@ class Run:
             raise BadInput(f"{folder} already holds a run; go on with it (--resume) or choose another folder")
         run = cls(output_folder(folder), settings, resume_with)
         write_atomically(run.folder / "history.jsonl", "")
-        write_atomically(run.folder / "run.json", json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+        fields = dataclasses.asdict(settings)
+        fields["sha256"] = _fields_sha256(fields)
+        write_atomically(run.folder / "run.json", json.dumps(fields, indent=2) + "\n")
         return run
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], resume_with: str = "") -> tuple[Run, Checkpoint | None]:
+        """A run on disk and its last whole checkpoint, with the history up to there.
+
+        There is no checkpoint when the run was killed before its first.
+
+        Raises:
+            FileNotFoundError: if the folder is not a run.
+            ValueError: if its run.json is damaged, or no checkpoint is whole.
+        """
+        run = cls(folder, read_settings(folder), resume_with)
+        checkpoint = run._restore()
+        if not checkpoint:
+            return run, None
+        position = checkpoint.position
+        for record in read_history(folder):
+            if record["step"] <= position.step and (
+                record["event"] == "step" or record["epoch"] <= position.epoch
+            ):
+                run._add(record)
+        problems = [text for text in (checkpoint.warning, run._history_problem(checkpoint)) if text]
+        return run, dataclasses.replace(checkpoint, warning="; ".join(problems))
 
     @classmethod
     def resume(
         cls, folder: str | os.PathLike[str], settings: Settings, resume_with: str
     ) -> tuple[Run, Checkpoint | None]:
-        """A run that was stopped, and its last whole checkpoint, which the history is cut back to.
-
-        There is no checkpoint when the run was killed before its first.
+        """A run that was stopped, as `load` gives it, made ready to go on.
 
         Raises:
             FileNotFoundError: if the folder is not a run.
             ValueError: if the settings are not the run's, it is finished, or no checkpoint is whole.
         """
         cls.check_settings(folder, settings)
-        run = cls(output_folder(folder), settings, resume_with)
-        checkpoint = run._restore()
-        position = checkpoint.position if checkpoint else Position()
-        if checkpoint and checkpoint.warning:
+        run, checkpoint = cls.load(output_folder(folder), resume_with)
+        if checkpoint and checkpoint.name == "previous":
             run._rename("previous", "last")  # or the next save would put the damaged one in its place
-        if position.epoch >= settings.epochs:
+        if checkpoint and checkpoint.position.epoch >= settings.epochs:
             raise BadInput(f"{folder} is a finished run of {settings.epochs} epochs; choose another folder")
-        run.history = [
-            record
-            for record in read_history(folder)
-            if record["step"] <= position.step
-            and (record["event"] == "step" or record["epoch"] <= position.epoch)
-        ]
         lines = "".join(json.dumps(record) + "\n" for record in run.history)
         write_atomically(run.folder / "history.jsonl", lines)
         return run, checkpoint
@@ -201,13 +237,41 @@ class Run:
 
     def log(self, record: Record) -> None:
         """Add a line to the history, where a reader finds it at once."""
+        self._append(self._add(record))
+
+    def _add(self, record: Record) -> bytes:
+        """Count a record in; returns its line."""
+        line = json.dumps(record).encode() + b"\n"
         self.history.append(record)
+        self._history_sha256.update(line)
+        return line
+
+    def _append(self, lines: bytes, lasting: bool = False) -> None:
+        """Write to the end of the history; `lasting` lets all of it outlast a power cut."""
         path = self.folder / "history.jsonl"
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            with path.open("ab") as file:
+                file.write(lines)
+                file.flush()
+                if lasting:
+                    os.fsync(file.fileno())
         except OSError as error:
-            raise BadInput(f"cannot write {path}: {error.strerror}") from None
+            raise cannot_write(path, error) from None
+
+    def _history_problem(self, checkpoint: Checkpoint) -> str:
+        """What is not as it was written in the history up to a checkpoint, in words."""
+        whole = checkpoint.history_sha256 in ("", self._history_sha256.hexdigest())
+        gaps = []
+        for event, last in (("step", checkpoint.position.step), ("epoch", checkpoint.position.epoch)):
+            expected = range(1, last + 1)
+            found = [record[event] for record in self.history if record["event"] == event]
+            whole &= found == list(expected)
+            if missing := sorted(set(expected) - set(found)):
+                gaps.append(f"{event} {_ranges(missing)}")
+        if whole:
+            return ""
+        what = f"has no line of {' and '.join(gaps)}" if gaps else "is not what was written"
+        return f"{self.folder / 'history.jsonl'} {what} (the training itself is whole)"
 
     def save(self, weights: Weights, state: Weights, position: Position) -> None:
         """Write a checkpoint. The one before stays whole until this one is.
@@ -217,15 +281,16 @@ class Run:
             Stopped: if a weight is not finite.
         """
         self._check_finite(weights, position)
+        self._append(b"", lasting=True)
         self._rename("last", "previous")
-        save_checkpoint(self.folder / "last.safetensors", self.arch, weights)
+        path = self.folder / "last.safetensors"
+        save_checkpoint(path, self.arch, weights)
         metadata = {
             "position": json.dumps(dataclasses.asdict(position)),
-            "weights_sha256": _digest(weights),
-            "state_sha256": _digest(state),
+            "weights_sha256": load_metadata(path)["tensors_sha256"],
+            "history_sha256": self._history_sha256.hexdigest(),
         }
-        tensors = {name: np.asarray(array, order="C") for name, array in state.items()}
-        write_atomically(self.folder / "last.optimizer.safetensors", save(tensors, metadata))
+        write_with_sums(self.folder / "last.optimizer.safetensors", state, metadata)
 
     def save_best(self, weights: Weights, position: Position) -> None:
         """Write the weights that validated best so far."""
@@ -249,22 +314,16 @@ class Run:
     def _rename(self, old: str, new: str) -> None:
         """Give a checkpoint a second name; a name that is taken changes hands in one step."""
         for kind in ("safetensors", "optimizer.safetensors"):
-            source, target = self.folder / f"{old}.{kind}", self.folder / f"{new}.{kind}"
-            temporary = self.folder / f".{new}.{kind}.new"
-            try:
-                if source.exists():
-                    temporary.unlink(missing_ok=True)
-                    os.link(source, temporary)
-                    os.replace(temporary, target)
-            except OSError as error:
-                raise BadInput(f"cannot write {target}: {error.strerror}") from None
+            source = self.folder / f"{old}.{kind}"
+            if source.exists():
+                give_second_name(source, self.folder / f"{new}.{kind}")
 
     def _restore(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole."""
+        """The newest checkpoint that is whole; none where the first was never finished."""
+        if not [*self.folder.glob("previous.*"), *self.folder.glob("last.optimizer.*")]:
+            return None
         problems = []
         for name in ("last", "previous"):
-            if not any(self.folder.glob(f"{name}.*safetensors")):
-                continue
             try:
                 found = self._read(name)
             except BadInput as error:
@@ -272,24 +331,25 @@ class Run:
                 continue
             warning = f"{problems[0]}; going on from the one before it" if problems else ""
             return dataclasses.replace(found, warning=warning)
-        if problems:
-            raise BadInput(f"no whole checkpoint in {self.folder}: {'; '.join(problems)}; start a new run")
-        return None
+        raise BadInput(f"no whole checkpoint in {self.folder}: {'; '.join(problems)}; start a new run")
 
     def _read(self, name: str) -> Checkpoint:
-        _, weights = load_checkpoint(self.folder / f"{name}.safetensors")
+        weights_path = self.folder / f"{name}.safetensors"
+        _, weights = load_checkpoint(weights_path)
         path = self.folder / f"{name}.optimizer.safetensors"
+        state, metadata = read_with_sums(path)
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata()
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             position = Position(**json.loads(metadata["position"]))
-            sums = (metadata["weights_sha256"], metadata["state_sha256"])
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+            sums = metadata["weights_sha256"], metadata.get("state_sha256")
+        except (ValueError, TypeError, KeyError) as error:
             raise BadInput(f"checkpoint {path} is damaged ({error})") from None
-        if sums != (_digest(weights), _digest(state)):
-            raise BadInput(f"checkpoint {self.folder / name}.safetensors is damaged (wrong SHA-256)")
-        return Checkpoint(weights, state, position)
+        expected = (
+            load_metadata(weights_path).get("tensors_sha256") or tensors_sha256(weights),
+            tensors_sha256(state) if sums[1] else None,  # in runs of before every file had its own sums
+        )
+        if sums != expected:
+            raise BadInput(f"checkpoint {weights_path} and {path.name} do not belong together")
+        return Checkpoint(weights, state, position, name, metadata.get("history_sha256", ""))
 
 
 def is_run(folder: str | os.PathLike[str]) -> bool:
@@ -299,9 +359,8 @@ def is_run(folder: str | os.PathLike[str]) -> bool:
 
 def is_finished(folder: str | os.PathLike[str]) -> bool:
     """Whether the run in this folder has come to the end of its last epoch."""
-    settings = read_settings(folder)
-    checkpoint = Run(folder, settings, "")._restore()
-    return checkpoint is not None and checkpoint.position.epoch >= settings.epochs
+    run, checkpoint = Run.load(folder)
+    return checkpoint is not None and checkpoint.position.epoch >= run.settings.epochs
 
 
 def new_folder(name: str) -> Path:
@@ -323,28 +382,36 @@ def read_settings(folder: str | os.PathLike[str]) -> Settings:
     if not path.is_file():
         raise MissingFile(f"{folder} is not a run (it has no run.json); give the folder of a training run")
     try:
-        return Settings(**json.loads(path.read_text(encoding="utf-8")))
+        fields = dict(json.loads(path.read_text(encoding="utf-8")))
+        if fields.pop("sha256", None) not in (None, _fields_sha256(fields)):
+            raise ValueError("wrong SHA-256")
+        return Settings(**fields)
     except (OSError, TypeError, ValueError) as error:
-        raise BadInput(f"{path} is damaged ({error}); start a new run") from None
+        raise BadInput(f"{path} is damaged ({error}); put it right or start a new run") from None
 
 
 def read_history(folder: str | os.PathLike[str]) -> list[Record]:
-    """The lines of a run's history; one that was being written when the run was killed is left out."""
+    """The lines of a run's history; one that is damaged, or was being written at a kill, is left out."""
     path = Path(folder) / "history.jsonl"
-    records = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-    return records
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    return [record for line in lines if (record := _record(line))]
 
 
-def _digest(arrays: Mapping[str, NDArray]) -> str:
-    """SHA-256 of names and values: what ties a checkpoint's two files together, and shows damage."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
-    return digest.hexdigest()
+def _record(line: bytes) -> Record | None:
+    """The record of a line of the history, if it is one."""
+    try:
+        record: Record = json.loads(line)
+        whole = all(isinstance(record[name], int | float) for name in NUMBERS[record["event"]])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return record if whole else None
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[1, 2, 3, 7] → "1–3, 7"."""
+    runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return some([f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs])
+
+
+def _fields_sha256(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

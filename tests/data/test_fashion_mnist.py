@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from common import data
 from common.data import fashion_mnist, pipeline
 from common.errors import BadInput, MissingFile
+from tests.damage import flips
 from tests.data.helpers import same
 from tests.helpers import one_line
 
@@ -189,6 +190,27 @@ def test_a_damaged_file_is_one_line_that_names_it(
     with pytest.raises(BadInput) as error:
         data.sample() if which == "sample" else data.full(folder)
     one_line(error, str(path), words, "install resnet-tabs again" if which == "sample" else "replace it")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_no_flipped_bit_goes_unnoticed(tmp_path: Path, packed: bool) -> None:
+    """A bit of the gzip header that says when and where a file was packed is none of the images'."""
+    folder = put_sample(tmp_path / "damaged")
+    for name, sha256 in list(fashion_mnist.SAMPLE_SHA256.items())[2:]:
+        path = folder / f"{name}.gz"
+        if not packed:
+            content = gzip.decompress(path.read_bytes())
+            path.unlink()
+            path = folder / name
+            path.write_bytes(content)
+        expected = fashion_mnist._array(folder, name, sha256, "replace it")
+        for where in flips(path, 150):
+            try:
+                found = fashion_mnist._array(folder, name, sha256, "replace it")
+            except BadInput as error:
+                assert str(path) in str(error) and "\n" not in str(error)
+            else:
+                assert packed and np.array_equal(found, expected), where
 
 
 def test_an_incomplete_sample_says_install_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

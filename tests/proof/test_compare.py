@@ -10,19 +10,21 @@ import pytest
 from common.architecture import Architecture
 from common.backend import BACKENDS
 from common.proof.compare import (
+    Candidate,
     Comparison,
     Evidence,
     Job,
+    Spread,
     Timing,
-    collect,
     deviation,
     distance,
     judge,
     quantities,
     worst_gradient,
 )
-from common.proof.report import Report, results
+from common.proof.report import Report, results, show
 from common.weights import initial_weights
+from tests.proof.helpers import evidence_of
 
 ARCH = Architecture(stages=((1, 4), (1, 6)), stem_channels=4)
 
@@ -35,7 +37,7 @@ def job() -> Job:
 
 @pytest.fixture(scope="module")
 def oracle(job: Job) -> Evidence:
-    return collect("oracle", job, "float64")
+    return evidence_of(job)
 
 
 def judged(job: Job, oracle: Evidence, **frameworks: Evidence) -> Comparison:
@@ -48,7 +50,7 @@ def judged(job: Job, oracle: Evidence, **frameworks: Evidence) -> Comparison:
 
 
 def test_the_oracle_computes_on_the_cpu_whatever_the_device(job: Job, oracle: Evidence) -> None:
-    found = collect("oracle", dataclasses.replace(job, device="gpu"), "float64")
+    found = evidence_of(dataclasses.replace(job, device="gpu"))
     assert deviation(found.logits, oracle.logits) == 0
 
 
@@ -105,6 +107,68 @@ def test_nan_is_a_difference(job: Job, oracle: Evidence) -> None:
     assert not judged(job, oracle, jax=broken).agree
 
 
+@pytest.mark.parametrize("part", ["activations", "gradients", "running", "trained"])
+@pytest.mark.parametrize("position", [0, 1, -1])
+def test_nan_is_the_worst_there_is_wherever_it_stands(
+    job: Job, oracle: Evidence, part: str, position: int
+) -> None:
+    broken = copy.deepcopy(oracle)
+    tensors = getattr(broken if part in ("activations", "trained") else broken.training, part)
+    tensor = list(tensors.values())[position]
+    tensor.reshape(-1)[0] = np.nan
+    found = judged(job, oracle, torch=copy.deepcopy(oracle), jax=broken)
+    assert not found.agree
+    shown = {name: by["jax"] for name, by in found.deviations["float64"].items() if np.isnan(by["jax"])}
+    expected = {
+        "activations": {"worst layer output"},
+        "gradients": {"gradients", "worst gradient tensor"},
+        "running": {"running statistics"},
+        "trained": {"weights, 2 steps on"},
+    }
+    assert shown.keys() - {"logits"} == expected[part]
+    for name in shown:
+        assert found.worst_pairs["float64"][name][1] == "torch–jax"
+
+
+def busy_report(found: Comparison, elsewhere: float | None) -> Report:
+    found.elsewhere = elsewhere
+    found.timings["torch"] = Timing(Spread(1, 1, 1), Spread(2, 2, 2))
+    return report_of(found, "torch")
+
+
+@pytest.mark.usefixtures("installed")
+def test_timings_of_a_busy_machine_are_said_to_be_none(
+    job: Job, oracle: Evidence, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = judged(job, oracle, torch=copy.deepcopy(oracle))
+    for elsewhere in (None, 0.0, 0.05):
+        show(busy_report(found, elsewhere))
+        assert "busy" not in capsys.readouterr().out
+    report = busy_report(found, 0.42)
+    show(report)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The machine was busy: other programs had 42% of its cores' time" in shown
+    assert "1 (1–1)" in shown
+    assert results(report)["busy_elsewhere"] == 0.42
+
+
+def test_a_spread_is_of_the_rounds() -> None:
+    assert Spread.of([[4.0, 5.0, 60.0], [1.0, 2.0, 3.0], [7.0, 8.0, 9.0]]) == Spread(5.0, 2.0, 8.0)
+
+
+def test_steps_are_taken_to_the_number_asked_for_whatever_is_timed(job: Job) -> None:
+    """Timing takes steps of its own accord: fewer or more than the job's."""
+    plain = evidence_of(job).trained
+    for steps in (0, 1, 2, 7):
+        candidate = Candidate("oracle", dataclasses.replace(job, steps=steps), "float64")
+        candidate.look()
+        candidate.warm_up()
+        candidate.time_round()
+        expected = evidence_of(dataclasses.replace(job, steps=steps)).trained
+        assert deviation(candidate.finish()["last.weight"], expected["last.weight"]) == 0
+    assert deviation(plain["last.weight"], job.weights["last.weight"]) > 0
+
+
 def test_another_summary_is_a_difference(job: Job, oracle: Evidence) -> None:
     broken = copy.deepcopy(oracle)
     broken.rows.pop()
@@ -145,8 +209,9 @@ def test_results_are_json_even_where_a_figure_is_not_a_number(job: Job, oracle: 
     broken = copy.deepcopy(oracle)
     broken.logits[0, 0] = np.nan
     found = judged(job, oracle, torch=broken)
-    found.timings["torch"] = Timing(1.0, 2.0)
+    found.timings["torch"] = Timing(Spread(1, 1, 1), Spread(2, 1.5, 3))
     loaded = json.loads(json.dumps(results(report_of(found, "torch")), allow_nan=False))
     assert loaded["deviations"]["float64"]["logits"]["torch"] is None
     assert loaded["proven"] is False
     assert loaded["milliseconds"]["torch"] == {"forward": 1.0, "training_step": 2.0}
+    assert loaded["milliseconds_of_rounds"]["torch"]["training_step"] == [1.5, 3.0]

@@ -14,9 +14,10 @@ from selenium.webdriver.common.by import By
 
 from common.architecture import Architecture
 from common.backend import BACKENDS
-from common.proof.compare import Comparison, Job, Timing, collect, judge
+from common.proof.compare import Comparison, Job, Spread, Timing, judge
 from common.proof.report import LABELS, ROOMS, Report, write
 from common.weights import initial_weights
+from tests.proof.helpers import evidence_of
 
 ARCH = Architecture(stages=((1, 4), (1, 6)), block="resnext", groups=2, stem_channels=4)
 
@@ -26,12 +27,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report as `compare` writes it, of the oracle's evidence under the frameworks' names."""
     job = Job(ARCH, initial_weights(ARCH), np.random.default_rng(0).random((2, 1, 32, 32)), np.array([3, 1]))
     found = Comparison(job)
-    evidence = collect("oracle", job, "float64")
+    evidence = evidence_of(job)
     for name in ("oracle", *BACKENDS):
         found.evidence[name, "float64"] = copy.deepcopy(evidence)
     found.evidence["tf", "float64"].activations["b2"][0] += 1e-3
     judge(found, list(BACKENDS), ["float64"])
-    found.timings = {name: Timing(1.5, 4.5) for name in BACKENDS}
+    found.elsewhere = 0.4
+    found.timings = {name: Timing(Spread(1.5, 1.2, 1.8), Spread(4.5, 4.2, 5.1)) for name in BACKENDS}
 
     everywhere = [copy.copy(backend) for backend in BACKENDS.values()]
     for backend in everywhere:

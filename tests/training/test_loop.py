@@ -84,7 +84,7 @@ def test_a_run_again_is_the_same_to_the_bit(backend: str, device: str, tmp_path:
         assert without_times(first[1].history) == without_times(second[1].history)
 
 
-def test_bfloat16_learns_as_float32_does(backend: str, device: str, tmp_path: Path) -> None:
+def test_bfloat16_learns_as_the_oracle_does(backend: str, device: str, tmp_path: Path) -> None:
     data = tiny_data(limit_train=200, limit_val=100)
     run = settings(backend, data, SMALL, precision="bfloat16", device=device, lr=0.01)
     if backend == "mxnet":
@@ -93,10 +93,12 @@ def test_bfloat16_learns_as_float32_does(backend: str, device: str, tmp_path: Pa
         one_line(error, "no bfloat16 in this backend", "float32 or float64")
         return
     model, half = train(run, data, tmp_path / "half")
-    _, single = train(replace(run, precision="float32"), data, tmp_path / "single")
-    found, expected = losses(half.history), losses(single.history)
-    assert found != expected  # it is another precision
-    np.testing.assert_allclose(found, expected, atol=0.25)
+    _, exact = train(replace(run, backend="oracle", precision="float64"), data, tmp_path / "exact")
+    found, expected = np.array(losses(half.history)), np.array(losses(exact.history))
+    # Measured on the three: 9e-4, 1.9 % and 0.010, of 0.45 that are learned.
+    assert 0 < abs(found[0] - expected[0]) <= 3e-3
+    assert deviation(found, expected) <= 0.04
+    assert abs(found[-10:].mean() - expected[-10:].mean()) <= 0.03 < expected[0] - expected[-10:].mean()
     assert {array.dtype for array in model.weights().values()} == {np.dtype("float32")}
     assert model.predict(np.zeros((1, 1, 28, 28))).dtype == np.float32
 
@@ -150,9 +152,11 @@ from pathlib import Path
 from common import initial_weights, load_backend, training
 from common.architecture import Architecture
 from common.data import FashionMNIST
+from common.training import loop
 from common.training.runs import is_run, read_settings
 
-training.SAVE_SECONDS = 0  # a checkpoint after every step: a kill often hits one
+assert loop.SAVE_SECONDS
+loop.SAVE_SECONDS = 0  # a checkpoint after every step: a kill often hits one
 folder = Path(sys.argv[1])
 run = read_settings(folder / "settings")
 arch = Architecture.from_json(run.architecture)
@@ -166,9 +170,6 @@ def build(name):
 
 training.train(build, data, run, folder / "run", is_run(folder / "run"), "")
 """
-
-KILLS = {"torch": 10, "oracle": 10}
-FEWER_KILLS = 2  # the others take seconds to start
 
 
 def killed(backend: str, folder: Path, epochs: int, kills: int) -> tuple[Weights, list[dict[str, Any]]]:
@@ -198,12 +199,20 @@ def killed(backend: str, folder: Path, epochs: int, kills: int) -> tuple[Weights
     return load_checkpoint(folder / "run" / "last.safetensors")[1], read_history(folder / "run")
 
 
-def test_a_killed_run_goes_on_to_the_same_bit(backend: str, tmp_path: Path) -> None:
-    kills = KILLS.get(backend, FEWER_KILLS)
-    weights, history = killed(backend, tmp_path / "killed", 2 * kills, kills)
-    expected, whole = killed(backend, tmp_path / "whole", 2 * kills, kills=0)
+def check_kills(backend: str, folder: Path, kills: int) -> None:
+    weights, history = killed(backend, folder / "killed", 2 * kills, kills)
+    expected, whole = killed(backend, folder / "whole", 2 * kills, kills=0)
     assert_identical(weights, expected)
     assert without_times(history) == without_times(whole)
+
+
+def test_a_killed_run_goes_on_to_the_same_bit(backend: str, tmp_path: Path) -> None:
+    check_kills(backend, tmp_path, kills=2)
+
+
+def test_a_run_that_is_killed_often_goes_on_to_the_same_bit(tmp_path: Path) -> None:
+    """The loop and the files are the same for all; the oracle starts at once."""
+    check_kills("oracle", tmp_path, kills=10)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(

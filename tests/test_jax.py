@@ -1,0 +1,193 @@
+"""What only the JAX package has: parameters outside the network, and a type to compute in."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from common import data, load_backend
+from common.architecture import Architecture
+from tests.helpers import SINGLE, built, deviation, random_batch, random_weights
+
+SMALL = Architecture(stages=((1, 4), (1, 6)), stem_channels=4)
+
+
+@pytest.fixture(autouse=True)
+def package(backends: list[str]) -> ModuleType:
+    if "jax" not in backends:
+        pytest.skip("JAX is not under test")
+    import resnet_jax
+
+    return resnet_jax
+
+
+@pytest.fixture
+def model(device: str) -> Any:
+    """A small float32 model with random weights, compiled once a session."""
+    model = built("jax", SMALL, "float32", device)
+    model.load_weights(random_weights(SMALL))
+    return model
+
+
+def leaves(tree: Any) -> list[NDArray]:
+    import jax
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def dtypes(tree: Any) -> set[str]:
+    import jax
+
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
+
+
+# The network used directly
+
+
+def pixels(dtype: str) -> tuple[NDArray, NDArray]:
+    """Two images of whole numbers, (N, H, W, C), and labels."""
+    generator = np.random.default_rng(0)
+    return generator.integers(256, size=(2, 32, 32, 1)).astype(dtype), generator.integers(10, size=2)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_parameters_are_float32_whatever_the_images_are(package: ModuleType, dtype: str | None) -> None:
+    import jax
+
+    from resnet_jax.training import loss_and_gradients
+
+    net = package.ResNet(SMALL, dtype=dtype)
+    variables = jax.jit(net.init)(jax.random.key(0), pixels("uint8")[0])
+    assert dtypes(variables) == {"float32"}
+    passes = [
+        jax.jit(loss_and_gradients, static_argnums=0)(net, variables, *pixels(t))
+        for t in ("uint8", "float32")
+    ]
+    assert dtypes(passes) == {"float32"}
+    for found, expected in zip(*map(leaves, passes), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert all(np.any(gradient) for gradient in leaves(passes[0][2]["net"]["layers_last"]))
+
+
+def test_dtype_is_that_of_the_products_and_of_batch_norms_output(package: ModuleType) -> None:
+    import jax
+
+    net = package.ResNet(SMALL, training=False, dtype="bfloat16")
+    X, _ = pixels("float32")
+    new = partial(net.init_with_output, capture_intermediates=True)
+    outputs = jax.eval_shape(new, jax.random.key(0), X)[1]["intermediates"]
+    assert dtypes(outputs["net"]) == {"bfloat16"}
+    assert dtypes(outputs["__call__"]) == {"float32"}
+
+
+def test_layer_summary_is_the_same_in_every_type(
+    package: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summaries = []
+    for dtype in (None, "float32", "bfloat16"):
+        package.ResNet(SMALL, dtype=dtype).layer_summary((1, 32, 32, 1))
+        summaries.append(capsys.readouterr().out)
+    assert len(summaries[0].splitlines()) == 4
+    assert summaries[0] == summaries[1] == summaries[2]
+
+
+def test_parameters_have_the_names_of_their_layers(model: Any) -> None:
+    params = model.variables["params"]["net"]
+    assert set(params) == {"layers_b1", "layers_b2", "layers_b3", "layers_last"}
+    assert set(params["layers_b1"]) == {"layers_conv", "layers_bn"}
+    assert set(params["layers_b3"]["layers_0"]) == {"conv1", "conv2", "conv3", "bn1", "bn2"}
+    assert set(params["layers_last"]["layers_dense"]) == {"kernel", "bias"}
+
+
+@pytest.mark.parametrize("transform", ["remat", "jit"])
+def test_flaxs_transforms_leave_the_layers_their_order(package: ModuleType, transform: str) -> None:
+    import jax
+    from flax import linen as nn
+
+    from resnet_jax.layers import Sequential
+
+    class Network(nn.Module):
+        kind: Any
+
+        def setup(self) -> None:
+            self.net = self.kind({"b": nn.Dense(3), "a": nn.relu, "c": nn.Dense(2)})
+
+        def __call__(self, X: Any) -> Any:
+            return self.net(X)
+
+    X = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    expected, variables = Network(Sequential).init_with_output(jax.random.key(0), X)
+    found = Network(getattr(nn, transform)(Sequential)).apply(variables, X)
+    assert deviation(found, expected) <= SINGLE
+
+
+# Variables
+
+
+def test_variables_are_what_apply_takes(package: ModuleType, model: Any) -> None:
+    import jax
+
+    x, _ = random_batch(SMALL, 2, 32, 32)
+    net = package.ResNet(SMALL, training=False)
+    logits = jax.jit(net.apply)(model.variables, x.transpose(0, 2, 3, 1).astype("float32"))
+    assert deviation(logits, model.predict(x)) <= SINGLE
+
+
+def test_variables_are_a_copy_that_outlives_the_next_step(model: Any) -> None:
+    x, y = random_batch(SMALL, 2, 32, 32)
+    variables = model.variables
+    before = [leaf.copy() for leaf in leaves(variables)]
+    model.train_step(x, y, lr=0.1)
+    for found, expected in zip(leaves(variables), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_variables_in_float64(device: str) -> None:
+    model = built("jax", SMALL, "float64", device)
+    model.load_weights(random_weights(SMALL))
+    assert dtypes(model.variables) == {"float64"}
+
+
+@pytest.mark.usefixtures("sample_only")
+def test_a_trainer_gives_the_variables_it_trained(package: ModuleType, tmp_path: Path, device: str) -> None:
+    import jax
+
+    images = data.FashionMNIST(batch_size=8, limit_train=16, limit_val=8)
+    net = package.ResNet(SMALL, lr=0.01)
+    trainer = package.Trainer(max_epochs=1, num_gpus=int(device == "gpu"), out=tmp_path / "run")
+    trainer.fit(net, images)
+    x, _ = next(images.val_dataloader())
+    logits = jax.jit(net.clone(training=False).apply)(trainer.model.variables, x.transpose(0, 2, 3, 1))
+    assert deviation(logits, trainer.model.predict(x)) <= SINGLE
+
+
+# The optimizer
+
+
+def test_without_momentum_nothing_is_remembered(package: ModuleType) -> None:
+    params = {"kernel": np.ones((2, 3), "float32")}
+    net = package.ResNet(SMALL)
+    shapes = [[leaf.shape for leaf in leaves(net.configure_optimizers(m).init(params))] for m in (0.0, 0.9)]
+    assert (2, 3) not in shapes[0]
+    assert (2, 3) in shapes[1]
+
+
+def test_new_weights_do_not_compile_the_step_anew(device: str, caplog: pytest.LogCaptureFixture) -> None:
+    import jax
+
+    model = load_backend("jax").build(SMALL, device=device)
+    x, y = random_batch(SMALL, 2, 32, 32)
+    with jax.log_compiles():
+        steps = []
+        for _ in range(2):
+            model.load_weights(random_weights(SMALL))
+            for _ in range(2):
+                model.train_step(x, y, lr=0.1, momentum=0.9)
+            steps.append(sum("train_step" in message for message in caplog.messages))
+    assert 0 < steps[0] == steps[1]

@@ -1,0 +1,291 @@
+"""What only Keras has: `compile`, `fit`, `save` and `load_model`, on our networks and blocks."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from common import Architecture, load_backend
+from common.errors import BadInput
+from tests.helpers import SINGLE, deviation, one_line, random_batch
+
+ARCH = Architecture(((1, 4),), "resnext", stem_channels=4, groups=2, num_classes=5)
+SMALL = ((1, 8), (1, 16))
+
+
+@pytest.fixture(autouse=True)
+def keras(backends: list[str]) -> Any:
+    if "tf" not in backends:
+        pytest.skip("TensorFlow is not under test")
+    import resnet_tf  # noqa: F401  (which says on what Keras runs)
+
+    return importlib.import_module("keras")
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[NDArray, NDArray]:
+    """Images (N, H, W, C) and labels; the last of two batches of `fit` is smaller."""
+    x, y = random_batch(ARCH, 35, 33, 40)
+    return x.transpose(0, 2, 3, 1).astype("float32"), y
+
+
+def package() -> Any:
+    return importlib.import_module("resnet_tf")
+
+
+def save_and_load(keras: Any, net: Any, folder: Path) -> Any:
+    net.save(folder / "net.keras")
+    return keras.models.load_model(folder / "net.keras")
+
+
+def same(net: Any, again: Any) -> None:
+    """Both are the same network with the same variables."""
+    assert type(again) is type(net)
+    assert (again.arch, again.lr, again.dtype_policy) == (net.arch, net.lr, net.dtype_policy)
+    assert len(again.variables) == len(net.variables)
+    for variable, expected in zip(again.variables, net.variables, strict=True):
+        assert variable.dtype == expected.dtype
+        np.testing.assert_array_equal(variable.numpy(), expected.numpy(), err_msg=expected.path)
+
+
+# Save and load
+
+
+NETWORKS: dict[str, tuple[str, tuple, dict[str, Any]]] = {
+    "tuple": ("ResNet", (SMALL,), {"num_classes": 5}),
+    "architecture": ("ResNet", (ARCH, 0.3), {}),
+    "ResNet18": ("ResNet18", (), {"lr": 0.2, "num_classes": 5}),
+}
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_a_network_is_saved_and_loaded(keras: Any, batch: tuple, tmp_path: Path, case: str) -> None:
+    name, arguments, options = NETWORKS[case]
+    net = getattr(package(), name)(*arguments, **options)
+    x = batch[0][:2]
+    net(x)
+    again = save_and_load(keras, net, tmp_path)
+    same(net, again)
+    np.testing.assert_array_equal(again(x), net(x))
+
+
+@pytest.mark.parametrize("policy", ["float64", "mixed_bfloat16"])
+def test_a_network_is_loaded_in_its_precision(
+    keras: Any, batch: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str], policy: str
+) -> None:
+    from resnet_tf.layers import precision
+
+    with precision(policy):
+        net = package().ResNet(ARCH)
+    x = batch[0][:2]
+    net(x)
+    again = save_and_load(keras, net, tmp_path)
+    same(net, again)
+    np.testing.assert_array_equal(again(x), net(x))
+    again.layer_summary(x.shape)
+    assert capsys.readouterr().out.endswith("(2, 5)\n")
+    same(net, again)  # its running statistics are left as they are
+    assert keras.config.floatx() == keras.config.dtype_policy().name == "float32"
+
+
+def test_a_learning_rate_set_later_is_saved(keras: Any) -> None:
+    net = package().ResNet(SMALL)
+    net.lr = 0.5
+    assert keras.models.clone_model(net).lr == 0.5
+
+
+def test_layer_summary_builds_the_network_as_a_whole(keras: Any, tmp_path: Path) -> None:
+    net = package().ResNet(ARCH)
+    net.layer_summary((1, 32, 32, 1))
+    again = save_and_load(keras, net, tmp_path)
+    same(net, again)
+    assert net.predict(np.zeros((35, 33, 40, 1)), verbose=0).shape == (35, 5)  # images of any size
+    kernel = net.trainable_variables[0].numpy()
+    load_backend("tf").wrap(net).predict(np.zeros((1, 1, 32, 32)))
+    np.testing.assert_array_equal(net.trainable_variables[0].numpy(), kernel)
+
+
+def test_blocks_and_layers_are_saved_in_a_users_own_network(keras: Any, tmp_path: Path) -> None:
+    from resnet_tf.layers import BatchNormalization, Conv2D, MaxPool2D
+
+    tab = package()
+    net = keras.Sequential(
+        [
+            keras.Input((40, 33, 2)),
+            Conv2D(4, kernel_size=3, padding=1, strides=2),
+            BatchNormalization(),
+            MaxPool2D(),
+            tab.Residual(4),
+            tab.Residual(6, True, strides=2),
+            tab.ResNeXtBlock(8, 2, 0.5, use_1x1conv=True),
+        ]
+    )
+    again = save_and_load(keras, net, tmp_path)
+    x = np.random.default_rng(0).random((2, 40, 33, 2))
+    np.testing.assert_array_equal(again(x), net(x))
+    registered = [keras.saving.get_registered_name(type(layer)) for layer in net.layers]
+    names = [name for name in registered if ">" in name]
+    assert names[0] == "resnet_tf>Conv2D" and names[-1] == "resnet_tf>ResNeXtBlock"
+
+
+# Compile and fit
+
+
+def test_compile_fit_save_load_and_fit_again(keras: Any, batch: tuple, tmp_path: Path) -> None:
+    net = package().ResNet(ARCH)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    net.compile(optimizer="sgd", loss=loss, metrics=["accuracy"])
+    first, second = net.fit(*batch, epochs=2, verbose=0).history["loss"]
+    assert second < first
+    again = save_and_load(keras, net, tmp_path)
+    same(net, again)
+    assert again.optimizer.iterations == net.optimizer.iterations
+    assert again.predict(batch[0], verbose=0).shape == (35, 5)
+    assert deviation(again.evaluate(*batch, verbose=0), net.evaluate(*batch, verbose=0)) <= SINGLE
+    assert again.fit(*batch, verbose=0).history["loss"][0] < second
+
+    net.save_weights(tmp_path / "net.weights.h5")
+    again.load_weights(tmp_path / "net.weights.h5")
+    same(net, again)
+
+
+def test_compile_takes_our_optimizer_and_xla(keras: Any, batch: tuple, tmp_path: Path) -> None:
+    net = package().ResNet(ARCH, lr=0.05)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    net.compile(net.configure_optimizers(0.9, 0.01), loss, jit_compile=True)  # Keras' default on a GPU
+    net.fit(*batch, verbose=0)
+    again = save_and_load(keras, net, tmp_path)
+    config = again.optimizer.get_config()
+    assert config == net.optimizer.get_config()
+    assert (config["momentum"], config["weight_decay"]) == (0.9, 0.01)
+    assert any(velocity.numpy().any() for velocity in again.optimizer.velocities)
+    for variable, expected in zip(again.optimizer.variables, net.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), expected.numpy())
+
+
+def test_the_contract_trains_by_its_own_loss_whatever_the_network_was_compiled_with(batch: tuple) -> None:
+    net = package().ResNet(ARCH)
+    x, y = batch[0][:3], batch[1][:3]
+    expected = net.loss(net(x), y)
+    net.compile("sgd", loss="mse")
+    assert deviation(net.compute_loss(y=np.eye(5)[y], y_pred=net(x)), expected) > 0.1
+    oracle, model = load_backend("oracle").build(ARCH), load_backend("tf").wrap(net)
+    oracle.load_weights(model.weights())
+    images = x.transpose(0, 3, 1, 2)
+    losses = [m.train_step(images, y, lr=0.1) for m in (model, oracle)]
+    assert deviation(*losses) <= SINGLE
+
+
+# The contract
+
+
+def test_a_new_learning_rate_compiles_nothing_anew() -> None:
+    model = load_backend("tf").build(ARCH, "float64")
+    batch = random_batch(ARCH, 2, 32, 32)
+    for lr in (0.1, 0.01, 1 / 3):
+        model.train_step(*batch, lr, momentum=0.9)
+    assert model._step_graph.experimental_get_tracing_count() == 1
+    assert float(model._optimizer.learning_rate.numpy()) == 1 / 3
+
+
+def test_a_float64_network_has_its_optimizer_in_float64(keras: Any) -> None:
+    from resnet_tf.layers import precision
+
+    with precision("float64"):
+        net = package().ResNet(ARCH)
+    assert net.configure_optimizers().learning_rate.numpy() == 0.1
+
+
+# Where TensorFlow has started already
+
+
+DEVICES = """
+import os
+import numpy as np
+import tensorflow as tf
+
+[cpu] = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+tf.ones(1)
+def started(*_): raise RuntimeError("Physical devices cannot be modified after being initialized")
+tf.config.list_physical_devices = lambda kind: [cpu]
+tf.config.experimental.set_memory_growth = started
+
+import resnet_tf
+from common import Architecture, load_backend
+import keras
+
+assert os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+arch = Architecture(((1, 4), (1, 6)), num_classes=5, stem_channels=4)
+net = resnet_tf.ResNet(arch)
+with tf.device("/CPU:1"):
+    net(np.zeros((1, 32, 32, 1)))
+model, oracle = load_backend("tf").wrap(net), load_backend("oracle").build(arch)
+oracle.load_weights(model.weights())
+x, y = np.random.default_rng(0).random((2, 1, 32, 32)), [0, 1]
+for _ in range(2):
+    loss = model.train_step(x, y, 0.1, 0.9)
+    assert abs(loss - oracle.train_step(x, y, 0.1, 0.9)) < 1e-4
+assert model._run(model._predict_graph, np.zeros((1, 32, 32, 1), "float32")).device.endswith("CPU:0")
+
+net.save("net.keras")
+with tf.device("/CPU:0"):
+    again = keras.models.load_model("net.keras")
+print({v.value.device[-5:] for v in net.variables}, {v.value.device[-5:] for v in again.variables})
+"""
+
+
+def test_a_network_computes_where_it_is_wrapped_and_is_moved_by_loading_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "{'CPU:1'} {'CPU:0'}\n"
+
+
+# On what Keras runs
+
+
+def test_keras_on_another_framework_is_one_line(keras: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from resnet_tf import compat
+
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    with pytest.raises(BadInput) as error:
+        importlib.reload(compat)
+    one_line(error, "is on jax", "KERAS_BACKEND=tensorflow")
+
+
+def test_a_choice_in_the_environment_is_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    from resnet_tf import compat
+
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with pytest.raises(BadInput) as error:
+        importlib.reload(compat)
+    one_line(error, "is on jax", "KERAS_BACKEND=tensorflow")
+    assert compat.os.environ["KERAS_BACKEND"] == "jax"
+
+
+@pytest.mark.parametrize("unset", [None, "", "tensorflow"])
+def test_without_a_choice_keras_runs_on_tensorflow(
+    monkeypatch: pytest.MonkeyPatch, unset: str | None
+) -> None:
+    from resnet_tf import compat
+
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setenv("KERAS_BACKEND", unset or "")
+    if unset is None:
+        monkeypatch.delenv("KERAS_BACKEND")
+    importlib.reload(compat)
+    assert compat.os.environ["KERAS_BACKEND"] == "tensorflow"
