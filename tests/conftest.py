@@ -36,9 +36,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A backend's tests go to one worker, which compiles for all of them, and they go first."""
     for item in items:
-        if name := parameters(item).get("backend"):
+        name = parameters(item).get("backend")
+        if name and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=lambda item: "backend" not in parameters(item))
+    items.sort(key=lambda item: not item.get_closest_marker("xdist_group"))
 
 
 def parameters(item: pytest.Item) -> dict[str, str]:

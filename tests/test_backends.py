@@ -127,11 +127,14 @@ def test_awkward_networks_agree_with_the_oracle(backend: str, device: str, case:
 # ResNet-18 on real images
 
 
+together = pytest.mark.xdist_group("resnet18")  # what each backend computes is computed once
+
+
 @cache
 def real_batch() -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    """Eight Fashion-MNIST images at 1×96×96."""
+    """Four Fashion-MNIST images at 1×96×96."""
     images = data.sample()
-    return next(data.batches(images.train_images, images.train_labels, 8, seed=0, dtype="float64"))
+    return next(data.batches(images.train_images, images.train_labels, 4, seed=0, dtype="float64"))
 
 
 @cache
@@ -144,12 +147,14 @@ def resnet18(backend: str, device: str) -> tuple[Any, dict[str, NDArray], list[f
     return before, model.weights(), losses
 
 
+@together
 def test_resnet18_agrees_with_the_oracle_on_real_images(backend: str, device: str) -> None:
     found, _, _ = resnet18(backend, device)
     expected, _, _ = resnet18("oracle", "cpu")
     assert disagreements(found, expected) == {}
 
 
+@together
 def test_resnet18_trains_as_the_oracle_does(backend: str, device: str) -> None:
     _, weights, losses = resnet18(backend, device)
     _, expected_weights, expected_losses = resnet18("oracle", "cpu")
@@ -158,12 +163,14 @@ def test_resnet18_trains_as_the_oracle_does(backend: str, device: str) -> None:
     assert losses[-1] < losses[0] / 2  # it learns
 
 
+@together
 def test_resnet18_agrees_between_every_two_backends(backend_pair: tuple[str, str], device: str) -> None:
     (found, weights, _), (expected, expected_weights, _) = (resnet18(name, device) for name in backend_pair)
     assert disagreements(found, expected) == {}
     assert deviation(weights, expected_weights) <= TRAINED
 
 
+@together
 def test_resnet18_in_float32_evaluates_as_the_oracle_does(backend: str, device: str) -> None:
     x, _ = real_batch()
     found = build(backend, architecture("resnet18"), "float32", device).predict(x)

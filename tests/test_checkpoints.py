@@ -29,6 +29,7 @@ def trained(backend: str, device: str) -> tuple[dict[str, NDArray], NDArray]:
     return model.weights(), model.predict(x)
 
 
+@pytest.mark.xdist_group("pairs")  # each backend is trained once
 def test_a_checkpoint_of_one_backend_loads_in_the_other(
     backend_pair: tuple[str, str], device: str, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from threading import Lock
@@ -374,13 +374,14 @@ def each(tasks: list[tuple[str, Callable[[str], None]]], at_once: int) -> dict[s
     """Do the tasks, each for a backend. What a framework raises is a finding about it, and returned."""
     failures = {}
     with ThreadPoolExecutor(at_once) as pool:
-        futures = [(name, pool.submit(task, name)) for name, task in tasks]
-    for name, future in futures:
-        error = future.exception()
-        if isinstance(error, BadInput):
-            raise error
-        if error:
-            failures[name] = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        futures = {pool.submit(task, name): name for name, task in tasks}
+        for future in as_completed(futures):
+            error = future.exception()
+            if isinstance(error, BadInput):
+                pool.shutdown(cancel_futures=True)
+                raise error
+            if error:
+                failures[futures[future]] = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
     return failures
 
 

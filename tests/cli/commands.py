@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import time
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
+import pytest
+
+from common import cli
 from common.training.runs import read_history
 
 SHORT = [
@@ -21,6 +27,20 @@ def command(*arguments: object) -> list[str]:
 
 def run(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600, cwd=folder)
+
+
+def run_here(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The same in this process: at once, for what ends before a framework starts."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.object(sys, "argv", ["resnet-tabs", *map(str, arguments)]),
+        chdir(folder or Path.cwd()),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as stop,
+    ):
+        cli.main()
+    return subprocess.CompletedProcess(arguments, stop.value.code or 0, out.getvalue(), err.getvalue())
 
 
 def succeed(*arguments: object, folder: Path | None = None) -> str:

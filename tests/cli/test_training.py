@@ -16,7 +16,8 @@ from common import load_checkpoint
 from common.backend import BACKENDS
 from common.data import CLASSES, sample
 from common.training.runs import read_history
-from tests.cli.commands import SHORT, command, run, succeed, wait_for
+from common.weights import Weights
+from tests.cli.commands import SHORT, command, run, run_here, succeed, wait_for
 
 pytestmark = pytest.mark.usefixtures("no_full_set")
 
@@ -30,18 +31,8 @@ def test_train_evaluate_and_predict_end_to_end(backend: str, device: str, tmp_pa
     assert f"val accuracy {accuracy:.4f}" in line
     assert "\x1b" not in said and "\r" not in said  # no bar where no terminal is
 
-    shown = succeed(
-        "evaluate",
-        out,
-        "--backend",
-        backend,
-        "--limit-val",
-        "16",
-        "--device",
-        device,
-        "--precision",
-        "float64",
-    )
+    here = ["--backend", backend, "--device", device]
+    shown = run_here("evaluate", out, *here, "--limit-val", "16", "--precision", "float64").stdout
     assert f"accuracy {accuracy:.4f}" in shown
     assert "16 images at 28×28" in shown
     loss = float(re.search(r"loss (\S+)", shown).group(1))
@@ -51,13 +42,13 @@ def test_train_evaluate_and_predict_end_to_end(backend: str, device: str, tmp_pa
     pixels = sample().test_images[:3, None] / 255
     np.save(tmp_path / "x.npy", pixels)
     last = out / "last.safetensors"
-    line = succeed("predict", last, tmp_path / "boot.png", "--backend", backend, "--device", device)
+    line = run_here("predict", last, tmp_path / "boot.png", *here).stdout
     name, *classes = re.fullmatch(r"(\S+): (.+) ([\d.]+), (.+) ([\d.]+), (.+) ([\d.]+)\n", line).groups()
     assert name == "boot.png"
     assert set(classes[::2]) < set(CLASSES)
     assert 1 >= float(classes[1]) >= float(classes[3]) >= float(classes[5]) >= 0
     logits = tmp_path / "logits.npy"
-    succeed("predict", last, tmp_path / "x.npy", "--backend", backend, "--device", device, "--out", logits)
+    succeed("predict", last, tmp_path / "x.npy", *here, "--out", logits)
     found = np.load(logits)
     assert found.shape == (3, 10)
     assert CLASSES[found[0].argmax()] == classes[0]  # the same image, as a file
@@ -86,12 +77,26 @@ def test_train_in_all_backends_ends_in_one_picture(backends: list[str], tmp_path
     assert "has four runs; name one of them" in error.stderr
 
 
+@pytest.fixture(scope="module")
+def options(backends: list[str]) -> list[str]:
+    """Of a run of nine steps."""
+    return ["train", "resnet18", "--backend", backends[0], *SHORT, "--epochs", "3", "--seed", "3"]
+
+
+@pytest.fixture(scope="module")
+def whole(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """What that run ends with, if nothing stops it."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    succeed(*options, "--out", out)
+    return load_checkpoint(out / "last.safetensors")[1]
+
+
+@pytest.mark.xdist_group("signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
-    backends: list[str], tmp_path: Path, number: signal.Signals
+    options: list[str], whole: Weights, tmp_path: Path, number: signal.Signals
 ) -> None:
     out = tmp_path / "a run"  # a space, for the command it prints
-    options = ["train", "resnet18", "--backend", backends[0], *SHORT, "--epochs", "3", "--seed", "3"]
     process = subprocess.Popen(
         command(*options, "--out", out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -109,8 +114,6 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert not np.array_equal(weights["last.bias"], np.zeros(10))
     assert f"going on after step {step}" in succeed(*shlex.split(again))
     assert len([r for r in read_history(out) if r["event"] == "step"]) == 9
-    succeed(*options, "--out", tmp_path / "whole")
-    whole = load_checkpoint(tmp_path / "whole" / "last.safetensors")[1]
     for name, array in load_checkpoint(out / "last.safetensors")[1].items():
         assert array.tobytes() == whole[name].tobytes(), name
 
