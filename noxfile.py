@@ -81,13 +81,10 @@ def install_families(run: Callable[..., Any]) -> None:
     run("pip", "install", "--no-deps", "torchvision", "timm", *CONSTRAINTS)
 
 
-def test(session: nox.Session, run: Callable[..., Any], *arguments: str) -> None:
-    """pytest over the frameworks that this machine can have, some tests at a time."""
-    run(
-        *("pytest", "--numprocesses=auto", "--maxprocesses=4", "--dist=loadgroup"),
-        *(f"--backends={','.join(FRAMEWORKS)}", *arguments, *session.posargs),
-        env=JAX_CACHE,
-    )
+def test(run: Callable[..., Any], *arguments: str) -> None:
+    """pytest, some tests at a time."""
+    at_once = ("--numprocesses=auto", "--maxprocesses=4", "--dist=loadgroup")
+    run("pytest", *at_once, *arguments, env=JAX_CACHE)
 
 
 @nox.session(venv_backend="none")
@@ -103,7 +100,7 @@ def tests(session: nox.Session) -> None:
     """The whole suite, the frameworks in one process."""
     run = install(session, *FRAMEWORKS, extras="test")
     install_families(run)
-    test(session, run)
+    test(run, f"--backends={','.join(FRAMEWORKS)}", *session.posargs)
 
 
 def one_framework(session: nox.Session, framework: str) -> None:
@@ -114,7 +111,7 @@ def one_framework(session: nox.Session, framework: str) -> None:
         files = files + COMMAND_TESTS
         run("pip", "install", "mypy", *CONSTRAINTS)
         run("mypy", f"resnet_{framework}")  # with the framework's own types
-    run("pytest", f"--backends={framework}", *(session.posargs or files), env=JAX_CACHE)
+    test(run, f"--backends={framework}", *(session.posargs or files))
 
 
 @nox.session(python=PYTHON)
@@ -147,7 +144,7 @@ def tests_d2l(session: nox.Session) -> None:
     run = install(session, *FRAMEWORKS, extras="test")
     run("pip", "install", "ipython", "matplotlib-inline", "pandas", *CONSTRAINTS)
     run("pip", "install", "--no-deps", "d2l", *CONSTRAINTS)  # its metadata pins packages of 2022
-    test(session, run, "tests/d2l")
+    test(run, "tests/d2l", *session.posargs)
 
 
 @nox.session(venv_backend="none")

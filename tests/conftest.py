@@ -34,11 +34,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A backend's tests go to one worker, which compiles for all of them, and they go first."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several backends each goes to one worker, which compiles for all its tests, and these go first."""
+    several = "," in config.getoption("--backends")
     for item in items:
         name = parameters(item).get("backend")
-        if name and not item.get_closest_marker("xdist_group"):
+        if name and several and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(name))
     items.sort(key=lambda item: not item.get_closest_marker("xdist_group"))
 
