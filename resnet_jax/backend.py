@@ -1,7 +1,7 @@
 """The contract under JAX: NumPy in, NumPy out."""
 
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,12 +29,6 @@ class Model(contract.Model):
         super().__init__(arch, dtype, device)
         self._device = _find_device(device)
         self._net = (net or ResNet(arch)).clone(training=True, dtype=jnp.dtype(dtype))
-        in_evaluation = self._net.clone(training=False)
-        self._jit_predict = jax.jit(in_evaluation.apply)
-        self._jit_activations = jax.jit(partial(in_evaluation.apply, method="activations"))
-        self._jit_gradients = jax.jit(partial(loss_and_gradients, self._net))
-        self._jit_step = jax.jit(partial(train_step, self._net), donate_argnums=0)
-        self._optimizer = cache(self._net.configure_optimizers)  # one made anew would compile the step anew
 
     @property
     def variables(self) -> Variables:
@@ -48,8 +42,8 @@ class Model(contract.Model):
             self._state = self._new_state(self._tree(weights), momentum=0.0, weight_decay=0.0)
 
     def _new_state(self, variables: Variables, momentum: float, weight_decay: float) -> TrainState:
-        optimizer = self._optimizer(momentum, weight_decay)
-        state = TrainState.create(apply_fn=self._net.apply, tx=optimizer, **variables)
+        optimizer = self._net.configure_optimizers(momentum, weight_decay)
+        state = TrainState.create(apply_fn=None, tx=optimizer, **variables)  # `apply` is each network's own
         return jax.device_put(state, self._device)  # all of it, or the second step compiles anew
 
     def _weights(self) -> Weights:
@@ -57,17 +51,17 @@ class Model(contract.Model):
 
     def _predict(self, x: NDArray) -> NDArray:
         with self._precision():
-            return np.array(self._jit_predict(self._state.variables, self._images_in(x)))
+            return np.array(_evaluate(self._net, self._state.variables, self._images_in(x)))
 
     def _activations(self, x: NDArray) -> dict[str, NDArray]:
         with self._precision():
-            outputs = self._jit_activations(self._state.variables, self._images_in(x))
+            outputs = _evaluate(self._net, self._state.variables, self._images_in(x), method="activations")
         return {name: nchw(np.array(output)) for name, output in outputs.items()}
 
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
         with self._precision():
-            loss, logits, gradients, batch_stats = self._jit_gradients(
-                self._state.variables, self._images_in(x), self._put(y)
+            loss, logits, gradients, batch_stats = loss_and_gradients(
+                self._net, self._state.variables, self._images_in(x), self._put(y)
             )
         return contract.Evaluation(
             float(loss),
@@ -84,7 +78,7 @@ class Model(contract.Model):
         with self._precision():
             rate = self._put(np.asarray(lr, self.dtype))
             state = self._replace_in_optimizer(learning_rate=rate)
-            self._state, loss, logits = self._jit_step(state, self._images_in(x), self._put(y))
+            self._state, loss, logits = train_step(self._net, state, self._images_in(x), self._put(y))
             return float(loss), np.array(logits)
 
     def _optimizer_state(self) -> Weights:
@@ -121,6 +115,12 @@ class Model(contract.Model):
         return {
             name: from_channels_last(np.array(leaves[path])) for name, path in paths.items() if path in leaves
         }
+
+
+@partial(jax.jit, static_argnames=("net", "method"))
+def _evaluate(net: ResNet, variables: Variables, X: jax.Array, method: str = "__call__") -> Any:
+    """What a method gives with running statistics; compiled once for all networks that are equal."""
+    return net.clone(training=False).apply(variables, X, method=method)
 
 
 def _find_device(device: str) -> jax.Device:

@@ -1,5 +1,6 @@
 """Loss, training step and trainer, as JAX users write them."""
 
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -37,10 +38,7 @@ class Classifier(nn.Module):
         self, momentum: float = 0.0, weight_decay: float = 0.0
     ) -> optax.GradientTransformation:
         """SGD at the network's learning rate, which may change between steps."""
-        return optax.chain(
-            optax.add_decayed_weights(weight_decay),
-            optax.inject_hyperparams(optax.sgd)(self.lr, momentum=momentum or None),
-        )
+        return sgd(self.lr, momentum, weight_decay)
 
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, H, W, C)."""
@@ -50,6 +48,15 @@ class Classifier(nn.Module):
         )
         for name in outputs:
             print(layer_line(name, outputs[name].shape))
+
+
+@cache  # one made anew would compile the step anew
+def sgd(lr: float, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """SGD whose rate may change between steps; weight decay is added to the gradient."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.inject_hyperparams(optax.sgd)(lr, momentum=momentum or None),
+    )
 
 
 class TrainState(train_state.TrainState):
@@ -62,6 +69,8 @@ class TrainState(train_state.TrainState):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+# Compiled once for all networks that are equal; a step shares its pass with whoever looks at the gradients.
+@partial(jax.jit, static_argnums=0)
 def loss_and_gradients(model: Classifier, variables: Variables, X: Array, Y: Array) -> tuple:
     """Loss, logits with batch statistics, gradients, and the running statistics after this pass."""
 
@@ -73,10 +82,16 @@ def loss_and_gradients(model: Classifier, variables: Variables, X: Array, Y: Arr
     return value, Y_hat, gradients, batch_stats
 
 
+@partial(jax.jit, donate_argnums=0)
+def apply_gradients(state: TrainState, gradients: Any, batch_stats: Any) -> TrainState:
+    """The state after one step of the optimizer; the old one's memory is given away."""
+    return state.apply_gradients(grads=gradients, batch_stats=batch_stats)
+
+
 def train_step(model: Classifier, state: TrainState, X: Array, Y: Array) -> tuple[TrainState, Array, Array]:
     """The state after one step of the optimizer, and the loss and logits before it."""
     loss, Y_hat, gradients, batch_stats = loss_and_gradients(model, state.variables, X, Y)
-    return state.apply_gradients(grads=gradients, batch_stats=batch_stats), loss, Y_hat
+    return apply_gradients(state, gradients, batch_stats), loss, Y_hat
 
 
 class Trainer(common.training.Trainer):
