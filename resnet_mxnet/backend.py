@@ -18,7 +18,7 @@ class Model(contract.Model):
     def __init__(self, arch: Architecture, dtype: str, device: str, net: ResNet | None = None) -> None:
         super().__init__(arch, dtype, device)
         if device == "gpu" and not mx.context.num_gpus():
-            raise BadInput("MXNet sees no GPU, its last release has none on PyPI; use device cpu")
+            raise BadInput("MXNet sees no GPU; use device cpu, or install one of mxnet-cu112 to mxnet-cu117")
         self._device = mx.gpu() if device == "gpu" else mx.cpu()
         self._net = net or ResNet(arch)
         self._is_new = any(not parameter._data for parameter in self._net.collect_params().values())

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from common.proof.compare import (
     quantities,
     worst_gradient,
 )
-from common.proof.report import Report, results, show
+from common.proof.report import Report, installed_version, results, show
 from common.weights import initial_weights
 from tests.proof.helpers import evidence_of
 
@@ -150,6 +151,21 @@ def test_timings_of_a_busy_machine_are_said_to_be_none(
     assert "The machine was busy: other programs had 42% of its cores' time" in shown
     assert "1 (1–1)" in shown
     assert results(report)["busy_elsewhere"] == 0.42
+
+
+def test_a_build_under_another_name_has_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MXNet's GPU builds are distributions of other names that install the same package."""
+    versions = {"mxnet-cu112": "1.9.1"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr("common.proof.report.version", version)
+    monkeypatch.setattr("common.proof.report.packages_distributions", lambda: {"mxnet": ["mxnet-cu112"]})
+    assert installed_version(BACKENDS["mxnet"]) == "1.9.1"
+    assert installed_version(BACKENDS["torch"]) == "unknown version"
 
 
 def test_a_spread_is_of_the_rounds() -> None:
