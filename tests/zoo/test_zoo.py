@@ -139,7 +139,7 @@ from common import cli, weights
 from common.interop import convert
 import safetensors
 if sys.argv[2].endswith(".pth"):
-    import resnet_torch.pickles
+    import resnet_torch.files
 before, start = megabytes(), time.perf_counter()
 try:
     cli.main()
