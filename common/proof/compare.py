@@ -223,12 +223,12 @@ class Candidate:
         training = self.model.loss_and_gradients(self.job.x, self.job.y)
         return Look(self.model.summary(self.job.x.shape), activations, training)
 
-    def step(self) -> None:
-        """One more step of SGD."""
+    def step(self) -> float:
+        """One more step of SGD; returns its milliseconds."""
         if self.taken == self.job.steps:
             self.trained = self.model.weights()
-        self.model.train_step(self.job.x, self.job.y, lr=self.job.lr)
         self.taken += 1
+        return _milliseconds(lambda: self.model.train_step(self.job.x, self.job.y, lr=self.job.lr))
 
     def finish(self) -> Weights:
         """The weights after the job's number of steps, whether or not more have been taken."""
@@ -244,7 +244,9 @@ class Candidate:
     def time_round(self) -> tuple[list[float], list[float]]:
         """Milliseconds of some forward passes and some training steps. Nothing else should be computing."""
         time.sleep(PAUSE)
-        return _milliseconds(lambda: self.model.predict(self.job.x)), _milliseconds(self.step)
+        forward = [_milliseconds(lambda: self.model.predict(self.job.x)) for _ in range(REPEATS)]
+        steps = [self.step() for _ in range(REPEATS)]
+        return forward[1:], steps[1:]
 
 
 _candidate: Candidate  # of this worker process
@@ -261,13 +263,10 @@ def ask(method: str) -> Any:
     return getattr(_candidate, method)()
 
 
-def _milliseconds(function: Callable[[], object]) -> list[float]:
-    durations = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        function()
-        durations.append(1000 * (time.perf_counter() - start))
-    return durations[1:]
+def _milliseconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return 1000 * (time.perf_counter() - start)
 
 
 def summarise(name: str, arch: Architecture, input_shape: tuple[int, ...]) -> list[Row]:
