@@ -52,6 +52,11 @@ def pythons() -> list[str]:
     return [version for version in ("3.11", "3.12", "3.13") if answers(version)] or [PYTHON]
 
 
+def pip(run: Callable[..., Any], *arguments: str) -> None:
+    """Install, and say nothing of it unless it fails, as nox does."""
+    run("pip", "install", *arguments, *CONSTRAINTS, silent=True)
+
+
 def install(session: nox.Session, *frameworks: str, extras: str = "") -> Callable[..., Any]:
     """Install the project with these frameworks, in the versions it is tested with.
 
@@ -68,10 +73,10 @@ def install(session: nox.Session, *frameworks: str, extras: str = "") -> Callabl
     else:
         run = partial(session.run, "python", "-m")
     wanted = ",".join([*frameworks, *filter(None, [extras])])
-    run("pip", "install", "--editable", f".[{wanted}]", *CONSTRAINTS)
+    pip(run, "--editable", f".[{wanted}]")
     if "mxnet" in frameworks:
         # MXNet's metadata asks for NumPy 1; resnet_mxnet/compat.py says why NumPy 2 will do.
-        run("pip", "install", "--no-deps", "mxnet", *CONSTRAINTS)
+        pip(run, "--no-deps", "mxnet")
     return run
 
 
@@ -80,8 +85,8 @@ def install_families(run: Callable[..., Any]) -> None:
 
     The first two ask for a PyTorch of their own; what they need besides comes with transformers.
     """
-    run("pip", "install", "transformers", *CONSTRAINTS)
-    run("pip", "install", "--no-deps", "torchvision", "timm", *CONSTRAINTS)
+    pip(run, "transformers")
+    pip(run, "--no-deps", "torchvision", "timm")
 
 
 def test(run: Callable[..., Any], *arguments: str) -> None:
@@ -112,7 +117,7 @@ def one_framework(session: nox.Session, framework: str) -> None:
     files = [*CONTRACT_TESTS, f"tests/test_{framework}.py"]
     if session.python == PYTHON:  # commands are the same on all
         files = files + COMMAND_TESTS
-        run("pip", "install", "mypy", *CONSTRAINTS)
+        pip(run, "mypy")
         run("mypy", f"resnet_{framework}")  # with the framework's own types
     test(run, f"--backends={framework}", *(session.posargs or files))
 
@@ -145,8 +150,8 @@ def tests_mxnet(session: nox.Session) -> None:
 def tests_d2l(session: nox.Session) -> None:
     """The published d2l 1.0.3 blocks against ours."""
     run = install(session, *FRAMEWORKS, extras="test")
-    run("pip", "install", "ipython", "matplotlib-inline", "pandas", *CONSTRAINTS)
-    run("pip", "install", "--no-deps", "d2l", *CONSTRAINTS)  # its metadata pins packages of 2022
+    pip(run, "ipython", "matplotlib-inline", "pandas")
+    pip(run, "--no-deps", "d2l")  # its metadata pins packages of 2022
     test(run, "tests/d2l", *session.posargs)
 
 
