@@ -38,8 +38,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Of several backends each goes to one worker, which compiles for all its tests, and these go first."""
     several = "," in config.getoption("--backends")
     for item in items:
-        name = parameters(item).get("backend")
-        if name and several and not item.get_closest_marker("xdist_group"):
+        name = parameters(item).get("backend") or item.path.stem.removeprefix("test_")
+        if name in BACKENDS and several and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(name))
     items.sort(key=lambda item: not item.get_closest_marker("xdist_group"))
 
