@@ -26,6 +26,8 @@ class Model(contract.Model):
             use_full_float32()
         self._device = torch.device("cuda" if device == "gpu" else "cpu")
         self._type = getattr(torch, self.dtype)
+        is_faster = device == "cpu" or self.bfloat16  # in memory, (N, H, W, C)
+        self._layout = torch.channels_last if is_faster else torch.contiguous_format
         self._net = (net or ResNet(arch)).to(self._device, self._type)
         self._is_new = any(nn.parameter.is_lazy(parameter) for parameter in self._net.parameters())
         if self._is_new:  # one image gives the lazy layers their shapes; what they draw is not kept
@@ -33,6 +35,7 @@ class Model(contract.Model):
             gpus = [torch.cuda.current_device()] if device == "gpu" else []
             with torch.no_grad(), torch.random.fork_rng(gpus):
                 self._net.eval()(image)
+        self._net.to(memory_format=self._layout)
         state = self._net.state_dict()
         self._tensors = {name: state[_path(name)] for name in arch.parameter_shapes()}
         self._parameters = {
@@ -49,13 +52,13 @@ class Model(contract.Model):
 
     @torch.no_grad()
     def _predict(self, x: NDArray) -> NDArray:
-        X = self._tensor(x)
+        X = self._images_in(x)
         with autocast(X, self.bfloat16):
             return self._array(self._net.eval()(X))
 
     @torch.no_grad()
     def _activations(self, x: NDArray) -> dict[str, NDArray]:
-        X = self._tensor(x)
+        X = self._images_in(x)
         with autocast(X, self.bfloat16):
             outputs = self._net.eval().activations(X)
         return {name: self._array(output) for name, output in outputs.items()}
@@ -63,7 +66,9 @@ class Model(contract.Model):
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
         buffers = list(self._net.buffers())
         before = [buffer.clone() for buffer in buffers]
-        loss, logits = loss_and_gradients(self._net, self._tensor(x), self._tensor(y).long(), self.bfloat16)
+        loss, logits = loss_and_gradients(
+            self._net, self._images_in(x), self._tensor(y).long(), self.bfloat16
+        )
         running = {name: self._array(t).copy() for name, t in self._tensors.items() if is_statistic(name)}
         for buffer, old in zip(buffers, before, strict=True):
             buffer.copy_(old)
@@ -76,7 +81,7 @@ class Model(contract.Model):
 
     def _train_step(self, x: NDArray, y: NDArray, lr: float) -> tuple[float, NDArray]:
         self._optimizer.param_groups[0]["lr"] = lr
-        X, Y = self._tensor(x), self._tensor(y).long()
+        X, Y = self._images_in(x), self._tensor(y).long()
         loss, logits = train_step(self._net, self._optimizer, X, Y, self.bfloat16)
         return loss.item(), self._array(logits)
 
@@ -88,6 +93,10 @@ class Model(contract.Model):
     def _load_optimizer_state(self, state: Weights) -> None:
         for name, array in state.items():
             self._optimizer.state[self._parameters[name]]["momentum_buffer"] = self._tensor(array)
+
+    def _images_in(self, x: NDArray) -> Tensor:
+        """(N, C, H, W), in the layout that is fast."""
+        return self._tensor(x).to(memory_format=self._layout)
 
     def _tensor(self, array: NDArray) -> Tensor:
         return torch.tensor(array, device=self._device)  # a copy: `from_numpy` shares memory

@@ -1,10 +1,9 @@
 """The two blocks: residual (He et al. 2015, figure 2) and ResNeXt (Xie et al. 2016, figure 3c)."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.architecture import check_bottleneck
-from resnet_torch.layers import LazyBatchNorm2d, LazyConv2d
+from resnet_torch.layers import LazyBatchNorm2d, LazyConv2d, relu
 
 
 class Residual(nn.Module):
@@ -27,11 +26,11 @@ class Residual(nn.Module):
         self.bn2 = LazyBatchNorm2d()
 
     def forward(self, X: Tensor) -> Tensor:
-        Y = F.relu(self.bn1(self.conv1(X)))
+        Y = relu(self.bn1(self.conv1(X)))
         Y = self.bn2(self.conv2(Y))
         if self.conv3 is not None:
             X = self.conv3(X)
-        return F.relu(Y + X)
+        return relu(Y + X)
 
 
 class ResNeXtBlock(nn.Module):
@@ -69,9 +68,9 @@ class ResNeXtBlock(nn.Module):
         self.bn3 = LazyBatchNorm2d()
 
     def forward(self, X: Tensor) -> Tensor:
-        Y = F.relu(self.bn1(self.conv1(X)))
-        Y = F.relu(self.bn2(self.conv2(Y)))
+        Y = relu(self.bn1(self.conv1(X)))
+        Y = relu(self.bn2(self.conv2(Y)))
         Y = self.bn3(self.conv3(Y))
         if self.conv4 is not None:
             X = self.bn4(self.conv4(X))
-        return F.relu(Y + X)
+        return relu(Y + X)

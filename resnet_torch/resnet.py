@@ -38,7 +38,7 @@ class ResNet(Classifier):
             OrderedDict(
                 conv=LazyConv2d(self.arch.stem_channels, kernel_size=7, stride=2, padding=3),
                 bn=LazyBatchNorm2d(),
-                relu=nn.ReLU(),
+                relu=nn.ReLU(inplace=True),
                 pool=nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
             )
         )
