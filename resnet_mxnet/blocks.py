@@ -6,7 +6,7 @@ from mxnet import np
 from mxnet.gluon import nn
 
 from common.architecture import check_bottleneck
-from resnet_mxnet.layers import BatchNorm, Conv2D
+from resnet_mxnet.layers import BatchNorm, Conv2D, relu
 
 
 class Residual(nn.HybridBlock):
@@ -29,11 +29,11 @@ class Residual(nn.HybridBlock):
         self.bn2 = BatchNorm()
 
     def hybrid_forward(self, F: ModuleType, X: np.ndarray) -> np.ndarray:
-        Y = F.npx.relu(self.bn1(self.conv1(X)))
+        Y = relu(F, self.bn1(self.conv1(X)))
         Y = self.bn2(self.conv2(Y))
         if self.conv3 is not None:
             X = self.conv3(X)
-        return F.npx.relu(Y + X)
+        return relu(F, Y + X)
 
 
 class ResNeXtBlock(nn.HybridBlock):
@@ -71,9 +71,9 @@ class ResNeXtBlock(nn.HybridBlock):
         self.bn3 = BatchNorm()
 
     def hybrid_forward(self, F: ModuleType, X: np.ndarray) -> np.ndarray:
-        Y = F.npx.relu(self.bn1(self.conv1(X)))
-        Y = F.npx.relu(self.bn2(self.conv2(Y)))
+        Y = relu(F, self.bn1(self.conv1(X)))
+        Y = relu(F, self.bn2(self.conv2(Y)))
         Y = self.bn3(self.conv3(Y))
         if self.conv4 is not None:
             X = self.bn4(self.conv4(X))
-        return F.npx.relu(Y + X)
+        return relu(F, Y + X)

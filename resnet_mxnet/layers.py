@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import ModuleType
 
 import mxnet as mx
 import numpy as np
@@ -28,6 +29,12 @@ class Glorot(init.Xavier):
 
 Conv2D = partial(nn.Conv2D, weight_initializer=Glorot())
 Dense = partial(nn.Dense, weight_initializer=Glorot())
+
+
+def relu(F: ModuleType, X: mx.np.ndarray) -> mx.np.ndarray:
+    """Trap: `npx.relu` is not oneDNN's: each would take the images out of its layout and back."""
+    return F.npx.activation(X, act_type="relu")
+
 
 DECAY = 0.9  # share of the old value that a running statistic keeps
 BatchNorm = partial(nn.BatchNorm, momentum=DECAY, epsilon=1e-5)
@@ -62,10 +69,14 @@ class SGD(mx.optimizer.SGD):
 
     def update(self, index: int, weight: mx.nd.NDArray, grad: mx.nd.NDArray, state: mx.nd.NDArray) -> None:
         self._update_count(index)
-        velocity = self.rescale_grad * grad + self._get_wd(index) * weight
+        gradient = grad if self.rescale_grad == 1 else self.rescale_grad * grad
+        if decay := self._get_wd(index):
+            gradient = gradient + decay * weight
+        velocity = gradient
         if state is not None:
-            velocity += self.momentum * state
-            state[:] = velocity
+            velocity = state
+            velocity *= self.momentum
+            velocity += gradient
         weight -= self._get_lr(index) * velocity
 
     update_multi_precision = update

@@ -9,6 +9,8 @@ import common.training
 from common.summary import layer_line
 from resnet_mxnet.layers import SGD, exact_decay
 
+cross_entropy = gluon.loss.SoftmaxCrossEntropyLoss()
+
 
 class Classifier(nn.HybridBlock):
     """A network `net` with learning rate `lr`, trained by softmax cross-entropy and SGD."""
@@ -28,7 +30,7 @@ class Classifier(nn.HybridBlock):
 
     def loss(self, Y_hat: np.ndarray, Y: np.ndarray) -> np.ndarray:
         """Mean softmax cross-entropy of logits (N, classes) and labels (N,)."""
-        return gluon.loss.SoftmaxCrossEntropyLoss()(Y_hat, Y).mean()
+        return cross_entropy(Y_hat, Y).mean()
 
     def configure_optimizers(self, momentum: float = 0.0, weight_decay: float = 0.0) -> gluon.Trainer:
         """SGD at the network's learning rate."""

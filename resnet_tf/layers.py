@@ -55,13 +55,20 @@ class Model(keras.Model):
 class Conv2D(layers.Conv2D):
     """Convolution over (N, H, W, C) with `padding` zeros on every side.
 
-    Trap: Keras' "same" at stride 2 on an even size pads 0 before and 1 after.
+    Trap: Keras' "same" at stride 2 on an even size pads 0 before and 1 after. At stride 1 it is these
+    zeros, and saves a copy of the images.
     Keras draws from Glorot uniform and sets biases to 0, as the others are told to.
     """
 
     def __init__(self, filters: int, kernel_size: int, padding: int = 0, **options) -> None:
         super().__init__(filters, kernel_size, padding="valid", **options)
-        self.zeros = layers.ZeroPadding2D(padding, dtype=self.dtype_policy)
+        self.border = padding
+        reach = [rate * (size - 1) for rate, size in zip(self.dilation_rate, self.kernel_size, strict=True)]
+        if self.strides == (1, 1) and reach == [2 * padding, 2 * padding]:
+            self.padding = "same"
+        self.zeros = layers.Identity()
+        if padding and self.padding == "valid":
+            self.zeros = layers.ZeroPadding2D(padding, dtype=self.dtype_policy)
 
     def call(self, X: Tensor) -> Tensor:
         return super().call(self.zeros(X))
@@ -70,7 +77,7 @@ class Conv2D(layers.Conv2D):
         return super().compute_output_shape(self.zeros.compute_output_shape(input_shape))
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "padding": self.zeros.padding[0][0]}
+        return {**super().get_config(), "padding": self.border}
 
 
 # Trap: Keras adds 1e-3 to the variance, and its running statistics keep 0.99 of the old value.
@@ -112,14 +119,18 @@ class SGD(keras.optimizers.Optimizer):
             super().build(variables)
             self.velocities = self.add_optimizer_variables(variables, "velocity") if self.momentum else []
 
-    def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
+    def update_step(self, gradient: Tensor, variable: tf.Variable, learning_rate: Tensor) -> None:
+        rate = ops.cast(learning_rate, variable.dtype)
         if self.l2:
             gradient = gradient + self.l2 * variable
         if self.momentum:
-            velocity = self.velocities[self._get_variable_index(variable)]
-            gradient = self.momentum * velocity + gradient
-            self.assign(velocity, gradient)
-        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * gradient)
+            velocity = self.velocities[self._get_variable_index(variable)].value
+            momentum = tf.constant(self.momentum, variable.dtype)
+            tf.raw_ops.ResourceApplyMomentum(
+                var=variable.handle, accum=velocity.handle, lr=rate, grad=gradient, momentum=momentum
+            )
+        else:
+            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "momentum": self.momentum, "weight_decay": self.l2}
