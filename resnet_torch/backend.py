@@ -35,7 +35,7 @@ class Model(contract.Model):
             gpus = [torch.cuda.current_device()] if device == "gpu" else []
             with torch.no_grad(), torch.random.fork_rng(gpus):
                 self._net.eval()(image)
-        self._net.to(memory_format=self._layout)
+        self._net.to(memory_format=self._layout)  # type: ignore[call-overload]  # not in PyTorch's stubs
         state = self._net.state_dict()
         self._tensors = {name: state[_path(name)] for name in arch.parameter_shapes()}
         self._parameters = {
