@@ -66,7 +66,7 @@ class Conv2D(layers.Conv2D):
         reach = [rate * (size - 1) for rate, size in zip(self.dilation_rate, self.kernel_size, strict=True)]
         if self.strides == (1, 1) and reach == [2 * padding, 2 * padding]:
             self.padding = "same"
-        self.zeros = layers.Identity()
+        self.zeros = layers.Identity(dtype=self.dtype_policy)
         if padding and self.padding == "valid":
             self.zeros = layers.ZeroPadding2D(padding, dtype=self.dtype_policy)
 

@@ -27,7 +27,7 @@ class Model(contract.Model):
         self._device = torch.device("cuda" if device == "gpu" else "cpu")
         self._type = getattr(torch, self.dtype)
         is_faster = device == "cpu" or self.bfloat16  # in memory, (N, H, W, C)
-        self._layout = torch.channels_last if is_faster else torch.contiguous_format
+        self._layout = torch.channels_last if is_faster else torch.preserve_format
         self._net = (net or ResNet(arch)).to(self._device, self._type)
         self._is_new = any(nn.parameter.is_lazy(parameter) for parameter in self._net.parameters())
         if self._is_new:  # one image gives the lazy layers their shapes; what they draw is not kept
@@ -95,7 +95,7 @@ class Model(contract.Model):
             self._optimizer.state[self._parameters[name]]["momentum_buffer"] = self._tensor(array)
 
     def _images_in(self, x: NDArray) -> Tensor:
-        """(N, C, H, W), in the layout that is fast."""
+        """(N, C, H, W), in the network's layout."""
         return self._tensor(x).to(memory_format=self._layout)
 
     def _tensor(self, array: NDArray) -> Tensor:

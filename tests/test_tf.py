@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from common import Architecture, load_backend
 from common.errors import BadInput
-from tests.helpers import SINGLE, deviation, one_line, random_batch
+from tests.helpers import ROUNDING, SINGLE, deviation, one_line, random_batch
 
 ARCH = Architecture(((1, 4),), "resnext", stem_channels=4, groups=2, num_classes=5)
 SMALL = ((1, 8), (1, 16))
@@ -133,6 +133,21 @@ def test_blocks_and_layers_are_saved_in_a_users_own_network(keras: Any, tmp_path
     registered = [keras.saving.get_registered_name(type(layer)) for layer in net.layers]
     names = [name for name in registered if ">" in name]
     assert names[0] == "resnet_tf>Conv2D" and names[-1] == "resnet_tf>ResNeXtBlock"
+
+
+@pytest.mark.parametrize(("size", "padding", "strides"), [(3, 1, 1), (1, 0, 1), (3, 1, 2), (3, 2, 1)])
+def test_a_convolution_keeps_its_own_precision_however_it_pads(size: int, padding: int, strides: int) -> None:
+    import tensorflow as tf
+
+    from resnet_tf.layers import Conv2D
+
+    x = np.random.default_rng(0).random((2, 9, 9, 3))
+    layer = Conv2D(4, size, padding, strides=strides, dtype="float64")
+    found = layer(x)
+    padded = np.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    expected = tf.nn.conv2d(padded, layer.kernel, strides, "VALID")
+    assert deviation(found, expected) <= ROUNDING
+    assert found.shape == layer.compute_output_shape(x.shape)
 
 
 # Compile and fit
