@@ -48,7 +48,7 @@ def test_train_evaluate_and_predict_end_to_end(backend: str, device: str, tmp_pa
     assert set(classes[::2]) < set(CLASSES)
     assert 1 >= float(classes[1]) >= float(classes[3]) >= float(classes[5]) >= 0
     logits = tmp_path / "logits.npy"
-    assert run_here("predict", last, tmp_path / "x.npy", *here, "--out", logits).returncode == 0
+    succeed("predict", last, tmp_path / "x.npy", *here, "--out", logits)
     found = np.load(logits)
     assert found.shape == (3, 10)
     assert CLASSES[found[0].argmax()] == classes[0]  # the same image, as a file

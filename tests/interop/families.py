@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import library, nn
 
 from common.interop.convert import FAMILIES, Converted
 from common.weights import Weights
 
-_declared: list[torch.library.Library] = []  # a declaration lives as long as its library
+_declared: list[library.Library] = []  # a declaration lives as long as its library
 
 
 def torchvision() -> ModuleType:
@@ -24,7 +24,7 @@ def torchvision() -> ModuleType:
     try:
         import torchvision
     except RuntimeError:
-        _declared.append(torch.library.Library("torchvision", "DEF"))
+        _declared.append(library.Library("torchvision", "DEF"))
         for name in ("nms", "qnms"):
             _declared[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision
