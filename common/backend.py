@@ -6,7 +6,7 @@ A framework joins by adding a package whose `backend.py` has a `Model`, and one 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -64,6 +64,13 @@ class Model(ABC):
         self._is_new = True  # without weights, until some are loaded or needed
         self._optimizer_settings: tuple[float, float] | None = None
 
+    def compile(self) -> None:  # noqa: B027  (what there is to do, PyTorch overrides)
+        """Let the framework's compiler at the network, where it is not always: in PyTorch.
+
+        Raises:
+            ValueError: if the compiler cannot work here.
+        """
+
     def load_weights(self, weights: Mapping[str, NDArray]) -> None:
         """Set every parameter and running statistic; the optimizer starts anew.
 
@@ -111,12 +118,16 @@ class Model(ABC):
         Raises:
             ValueError: for images or labels that do not fit, or a hyperparameter out of range.
         """
-        return self.train_batch(x, y, lr, momentum, weight_decay)[0]
+        return self.begin_step(x, y, lr, momentum, weight_decay)()[0]
 
-    def train_batch(
+    def begin_step(
         self, x: ArrayLike, y: ArrayLike, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
-    ) -> tuple[float, NDArray]:
-        """`train_step` that returns the logits (N, classes) of its training pass too."""
+    ) -> Callable[[], tuple[float, int]]:
+        """`train_step` that does not wait: some devices still compute when it returns.
+
+        What it returns waits, and gives the loss before the step and how many images were told right.
+        Until then `x` and `y` must stay as they are.
+        """
         for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
             if not 0 <= value < np.inf:
                 raise BadInput(f"{name} must be 0 or more, not {value}")
@@ -127,7 +138,7 @@ class Model(ABC):
         if self._optimizer_settings != (momentum, weight_decay):
             self._new_optimizer(momentum, weight_decay)
             self._optimizer_settings = (momentum, weight_decay)
-        return self._train_step(images, labels, lr)
+        return self._begin_step(images, labels, lr)
 
     def optimizer_state(self) -> Weights:
         """Canonical name to velocity, a copy, once there was a step with momentum; without, there is nothing.
@@ -203,7 +214,7 @@ class Model(ABC):
     def _new_optimizer(self, momentum: float, weight_decay: float) -> None: ...
 
     @abstractmethod
-    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> tuple[float, NDArray]: ...
+    def _begin_step(self, x: NDArray, y: NDArray, lr: float) -> Callable[[], tuple[float, int]]: ...
 
     @abstractmethod
     def _optimizer_state(self) -> Weights: ...
@@ -229,17 +240,24 @@ class Backend:
         """Whether the framework is there, found without importing it."""
         return all(find_spec(package) for package in self.packages)
 
-    def build(self, arch: Architecture, dtype: str = "float32", device: str = "cpu") -> Any:
+    def build(
+        self, arch: Architecture, dtype: str = "float32", device: str = "cpu", compile: bool = False
+    ) -> Any:
         """A `Model` of this architecture, with the weights `initial_weights` draws from seed 0.
 
+        With `compile`, PyTorch compiles its network too, as the others always do.
+
         Raises:
-            ValueError: for an unknown dtype or device, or a GPU that is not there.
+            ValueError: for an unknown dtype or device, a GPU that is not there, or a compiler that is not.
         """
         if dtype not in ("float32", "float64", "bfloat16"):
             raise BadInput(f"unknown dtype {dtype!r}; give float32, float64 or bfloat16")
         if device not in ("cpu", "gpu"):
             raise BadInput(f"unknown device {device!r}; give cpu or gpu")
-        return import_module(self.module).Model(arch, dtype, device)
+        model = import_module(self.module).Model(arch, dtype, device)
+        if compile:
+            model.compile()
+        return model
 
     def wrap(self, net: Any, device: str = "cpu") -> Any:
         """A float32 `Model` of a network the package's own classes made; training it trains `net`.

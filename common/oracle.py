@@ -313,14 +313,14 @@ class Model(contract.Model):
         trained = [name for name in self._state if not is_statistic(name)]
         self._velocity: Weights = {name: np.zeros(self._state[name].shape) for name in trained}
 
-    def _train_step(self, x: Array, y: NDArray, lr: float) -> tuple[float, Array]:
+    def _begin_step(self, x: Array, y: NDArray, lr: float) -> Callable[[], tuple[float, int]]:
         result = self._loss_and_gradients(x, y)
         for name, gradient in result.gradients.items():
             decayed = gradient + self._weight_decay * self._state[name]
             self._velocity[name] = self._momentum * self._velocity[name] + decayed
             self._state[name] = self._state[name] - lr * self._velocity[name]
         self._state.update(result.running)
-        return result.loss, result.logits
+        return lambda: (result.loss, int((result.logits.argmax(1) == y).sum()))
 
     def _optimizer_state(self) -> Weights:
         return self._velocity

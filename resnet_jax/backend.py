@@ -1,6 +1,6 @@
 """The contract under JAX: NumPy in, NumPy out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from common.errors import BadInput
 from common.layout import from_channels_last, nchw, nhwc, to_channels_last
 from common.weights import Weights, is_statistic
 from resnet_jax.resnet import ResNet
-from resnet_jax.training import TrainState, Variables, loss_and_gradients, train_step
+from resnet_jax.training import TrainState, Variables, count_correct, loss_and_gradients, train_step
 
 
 class Model(contract.Model):
@@ -42,8 +42,15 @@ class Model(contract.Model):
             self._state = self._new_state(self._tree(weights), momentum=0.0, weight_decay=0.0)
 
     def _new_state(self, variables: Variables, momentum: float, weight_decay: float) -> TrainState:
-        optimizer = self._net.configure_optimizers(momentum, weight_decay)
+        # Compiled once for any momentum and weight decay above 0: what they are lies in the state.
+        values = {
+            "momentum": np.asarray(momentum, self.dtype),
+            "weight_decay": np.asarray(weight_decay, self.dtype),
+        }
+        used = {name: value for name, value in values.items() if value}
+        optimizer = self._net.configure_optimizers(**dict.fromkeys(used, 1.0))
         state = TrainState.create(apply_fn=None, tx=optimizer, **variables)  # `apply` is each network's own
+        state = state.replace(opt_state=optax.tree_utils.tree_set(state.opt_state, **used))
         return jax.device_put(state, self._device)  # all of it, or the second step compiles anew
 
     def _weights(self) -> Weights:
@@ -74,23 +81,21 @@ class Model(contract.Model):
         with self._precision():
             self._state = self._new_state(self._state.variables, momentum, weight_decay)
 
-    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> tuple[float, NDArray]:
+    def _begin_step(self, x: NDArray, y: NDArray, lr: float) -> Callable[[], tuple[float, int]]:
         with self._precision():
-            rate = self._put(np.asarray(lr, self.dtype))
-            state = self._replace_in_optimizer(learning_rate=rate)
-            self._state, loss, logits = train_step(self._net, state, self._images_in(x), self._put(y))
-            return float(loss), np.array(logits)
+            X, Y, rate = self._images_in(x), self._put(y), np.asarray(lr, self.dtype)
+            self._state, loss, logits = train_step(self._net, self._state, X, Y, rate)
+            correct = count_correct(logits, Y)
+        return lambda: (float(loss), int(correct))
 
     def _optimizer_state(self) -> Weights:
         return self._named({"params": optax.tree_utils.tree_get(self._state.opt_state, "trace")})
 
     def _load_optimizer_state(self, state: Weights) -> None:
         with self._precision():
-            self._state = self._replace_in_optimizer(trace=self._tree(state)["params"])
-
-    def _replace_in_optimizer(self, **values: Any) -> TrainState:
-        opt_state = optax.tree_utils.tree_set(self._state.opt_state, **values)
-        return self._state.replace(opt_state=opt_state)
+            velocity = self._tree(state)["params"]
+            opt_state = optax.tree_utils.tree_set(self._state.opt_state, trace=velocity)
+            self._state = self._state.replace(opt_state=opt_state)
 
     def _precision(self) -> Any:
         """JAX knows float64 only where it is switched on; on here, and nowhere else."""

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.training import train_state
 from jax import Array
 from jax import numpy as jnp
+from jax.typing import ArrayLike
 
 import common.training
 from common.summary import layer_line
@@ -52,11 +53,16 @@ class Classifier(nn.Module):
 
 @cache  # one made anew would compile the step anew
 def sgd(lr: float, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """SGD whose rate may change between steps; weight decay is added to the gradient."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.inject_hyperparams(optax.sgd)(lr, momentum=momentum or None),
-    )
+    """SGD whose figures may change between steps; weight decay is added to the gradient."""
+
+    @optax.inject_hyperparams
+    def optimizer(
+        learning_rate: Array, momentum: Array | None, weight_decay: Array | None
+    ) -> optax.GradientTransformation:
+        step = optax.sgd(learning_rate, momentum)
+        return step if weight_decay is None else optax.chain(optax.add_decayed_weights(weight_decay), step)
+
+    return optimizer(lr, momentum or None, weight_decay or None)
 
 
 class TrainState(train_state.TrainState):
@@ -83,15 +89,24 @@ def loss_and_gradients(model: Classifier, variables: Variables, X: Array, Y: Arr
 
 
 @partial(jax.jit, donate_argnums=0)
-def apply_gradients(state: TrainState, gradients: Any, batch_stats: Any) -> TrainState:
-    """The state after one step of the optimizer; the old one's memory is given away."""
-    return state.apply_gradients(grads=gradients, batch_stats=batch_stats)
+def apply_gradients(state: TrainState, gradients: Any, batch_stats: Any, lr: ArrayLike) -> TrainState:
+    """The state after one step of the optimizer at this rate; the old one's memory is given away."""
+    opt_state = optax.tree_utils.tree_set(state.opt_state, learning_rate=lr)
+    return state.replace(opt_state=opt_state).apply_gradients(grads=gradients, batch_stats=batch_stats)
 
 
-def train_step(model: Classifier, state: TrainState, X: Array, Y: Array) -> tuple[TrainState, Array, Array]:
+def train_step(
+    model: Classifier, state: TrainState, X: Array, Y: Array, lr: ArrayLike
+) -> tuple[TrainState, Array, Array]:
     """The state after one step of the optimizer, and the loss and logits before it."""
     loss, Y_hat, gradients, batch_stats = loss_and_gradients(model, state.variables, X, Y)
-    return apply_gradients(state, gradients, batch_stats), loss, Y_hat
+    return apply_gradients(state, gradients, batch_stats, lr), loss, Y_hat
+
+
+@jax.jit
+def count_correct(Y_hat: Array, Y: Array) -> Array:
+    """How many of the largest logits (N, classes) are at the labels (N,), on their device."""
+    return (Y_hat.argmax(1) == Y).sum()
 
 
 class Trainer(common.training.Trainer):

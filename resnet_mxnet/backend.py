@@ -1,5 +1,7 @@
 """The contract under MXNet: NumPy in, NumPy out."""
 
+from collections.abc import Callable
+
 import mxnet as mx
 from mxnet import np
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from common.architecture import Architecture
 from common.errors import BadInput
 from common.weights import Weights, is_statistic
 from resnet_mxnet.resnet import ResNet
-from resnet_mxnet.training import loss_and_gradients, train_step
+from resnet_mxnet.training import count_correct, loss_and_gradients, train_step
 
 
 class Model(contract.Model):
@@ -64,10 +66,12 @@ class Model(contract.Model):
     def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
         self._trainer = self._net.configure_optimizers(momentum, weight_decay)
 
-    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> tuple[float, NDArray]:
+    def _begin_step(self, x: NDArray, y: NDArray, lr: float) -> Callable[[], tuple[float, int]]:
         self._trainer.set_learning_rate(lr)
-        loss, logits = train_step(self._net, self._trainer, self._array(x), self._array(y))
-        return loss.item(), logits.asnumpy()
+        X, Y = self._array(x), self._array(y)
+        loss, logits = train_step(self._net, self._trainer, X, Y)
+        correct = count_correct(logits, Y)
+        return lambda: (loss.item(), int(correct))
 
     def _optimizer_state(self) -> Weights:
         return {name: state.asnumpy() for name, state in self._velocities().items()}

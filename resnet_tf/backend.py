@@ -13,9 +13,9 @@ from common.architecture import Architecture
 from common.errors import BadInput
 from common.layout import from_channels_last, nchw, nhwc, to_channels_last
 from common.weights import Weights, is_statistic
-from resnet_tf.layers import precision, use_full_float32
+from resnet_tf.layers import SGD, precision, use_full_float32
 from resnet_tf.resnet import ResNet
-from resnet_tf.training import loss_and_gradients, train_step
+from resnet_tf.training import apply_gradients, count_correct, loss_and_gradients
 
 
 class Model(contract.Model):
@@ -45,6 +45,7 @@ class Model(contract.Model):
         self._predict_graph = tf.function(partial(self._net, training=False))
         self._activations_graph = tf.function(self._net.activations)
         self._gradients_graph = tf.function(partial(loss_and_gradients, self._net))
+        self._optimizers: dict[tuple[bool, bool], tuple[SGD, Callable[..., Any]]] = {}
 
     def _load_weights(self, weights: Weights) -> None:
         for name, array in weights.items():
@@ -75,15 +76,21 @@ class Model(contract.Model):
         )
 
     def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
-        with tf.device(self._device):
-            self._optimizer = self._net.configure_optimizers(momentum, weight_decay)
-            self._optimizer.build(self._net.trainable_variables)
-        self._step_graph = tf.function(partial(train_step, self._net, self._optimizer))
+        kind = bool(momentum), bool(weight_decay)
+        if kind not in self._optimizers:  # compiled for any momentum and weight decay, or for none
+            with tf.device(self._device):
+                optimizer = self._net.configure_optimizers(momentum, weight_decay)
+                optimizer.build(self._net.trainable_variables)
+            self._optimizers[kind] = optimizer, tf.function(partial(apply_gradients, self._net, optimizer))
+        self._optimizer, self._update_graph = self._optimizers[kind]
+        self._optimizer.restart(momentum, weight_decay)
 
-    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> tuple[float, NDArray]:
+    def _begin_step(self, x: NDArray, y: NDArray, lr: float) -> Callable[[], tuple[float, int]]:
         self._optimizer.learning_rate.assign(lr)
-        loss, logits = self._run(self._step_graph, nhwc(x), y)
-        return float(loss), logits.numpy()
+        loss, logits, gradients = self._run(self._gradients_graph, nhwc(x), y)
+        self._run(self._update_graph, *gradients)
+        correct = self._run(count_correct, logits, y)
+        return lambda: (float(loss), int(correct))
 
     def _optimizer_state(self) -> Weights:
         return {name: from_channels_last(v.numpy()) for name, v in self._velocities().items()}

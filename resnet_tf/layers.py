@@ -111,21 +111,35 @@ class SGD(keras.optimizers.Optimizer):
         self, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0, **options: Any
     ) -> None:
         super().__init__(learning_rate, **options)
-        self.momentum = momentum
-        self.l2 = weight_decay  # Keras acts on an attribute `weight_decay`
+        self.figures = {"momentum": momentum, "weight_decay": weight_decay}
+        # Variables, as the learning rate is, so that another value is no other program; None costs nothing.
+        dtype = keras.config.floatx()
+        self.momentum = tf.Variable(momentum, trainable=False, dtype=dtype) if momentum else None
+        self.l2 = tf.Variable(weight_decay, trainable=False, dtype=dtype) if weight_decay else None
 
     def build(self, variables: list[keras.Variable]) -> None:
         if not self.built:
             super().build(variables)
-            self.velocities = self.add_optimizer_variables(variables, "velocity") if self.momentum else []
+            has_velocity = self.momentum is not None
+            self.velocities = self.add_optimizer_variables(variables, "velocity") if has_velocity else []
+
+    def restart(self, momentum: float, weight_decay: float) -> None:
+        """Begin anew from zero velocity; a figure that was above 0 may be another above 0."""
+        self.figures = {"momentum": momentum, "weight_decay": weight_decay}
+        if self.momentum is not None:
+            self.momentum.assign(momentum)
+        if self.l2 is not None:
+            self.l2.assign(weight_decay)
+        for velocity in self.velocities:
+            velocity.assign(tf.zeros_like(velocity))
 
     def update_step(self, gradient: Tensor, variable: tf.Variable, learning_rate: Tensor) -> None:
         rate = ops.cast(learning_rate, variable.dtype)
-        if self.l2:
-            gradient = gradient + self.l2 * variable
-        if self.momentum:
+        if self.l2 is not None:
+            gradient = gradient + tf.cast(self.l2, variable.dtype) * variable
+        if self.momentum is not None:
             velocity = self.velocities[self._get_variable_index(variable)].value
-            momentum = tf.constant(self.momentum, variable.dtype)
+            momentum = tf.cast(self.momentum, variable.dtype)
             tf.raw_ops.ResourceApplyMomentum(
                 var=variable.handle, accum=velocity.handle, lr=rate, grad=gradient, momentum=momentum
             )
@@ -133,7 +147,7 @@ class SGD(keras.optimizers.Optimizer):
             tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "momentum": self.momentum, "weight_decay": self.l2}
+        return {**super().get_config(), **self.figures}
 
 
 @contextmanager

@@ -69,11 +69,21 @@ def loss_and_gradients(model: Classifier, X: Tensor, Y: Tensor) -> tuple[Tensor,
     return loss, Y_hat, tape.gradient(loss, model.trainable_variables)
 
 
+def apply_gradients(model: Classifier, optimizer: SGD, *gradients: Tensor) -> None:
+    """One step of the optimizer, in place, with gradients in the order of the trainable variables."""
+    optimizer.apply(gradients, model.trainable_variables)
+
+
 def train_step(model: Classifier, optimizer: SGD, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     """One step of the optimizer, in place; returns the loss and logits before it."""
     loss, Y_hat, gradients = loss_and_gradients(model, X, Y)
-    optimizer.apply(gradients, model.trainable_variables)
+    apply_gradients(model, optimizer, *gradients)
     return loss, Y_hat
+
+
+def count_correct(Y_hat: Tensor, Y: Tensor) -> Tensor:
+    """How many of the largest logits (N, classes) are at the labels (N,), on their device."""
+    return tf.math.count_nonzero(tf.argmax(Y_hat, 1, Y.dtype) == Y)
 
 
 class Trainer(common.training.Trainer):

@@ -1,5 +1,8 @@
 """The contract under PyTorch: NumPy in, NumPy out."""
 
+import shutil
+from collections.abc import Callable
+
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -10,7 +13,7 @@ from common.errors import BadInput
 from common.weights import Weights, is_statistic
 from resnet_torch.layers import use_full_float32
 from resnet_torch.resnet import ResNet
-from resnet_torch.training import autocast, loss_and_gradients, train_step
+from resnet_torch.training import autocast, count_correct, loss_and_gradients, train_step
 
 
 class Model(contract.Model):
@@ -41,6 +44,13 @@ class Model(contract.Model):
         self._parameters = {
             name: self._net.get_parameter(_path(name)) for name in self._tensors if not is_statistic(name)
         }
+
+    def compile(self) -> None:
+        compiler = torch._inductor.config.cpp.cxx[-1]
+        if self.device == "cpu" and not shutil.which(compiler):
+            raise BadInput(f"torch.compile needs a C++ compiler; install {compiler}, or do without compile")
+        self._net.compile(fullgraph=True, dynamic=False)
+        self._net.activations = torch.compile(self._net.activations, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
     def _load_weights(self, weights: Weights) -> None:
@@ -79,11 +89,12 @@ class Model(contract.Model):
     def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
         self._optimizer = self._net.configure_optimizers(momentum, weight_decay)
 
-    def _train_step(self, x: NDArray, y: NDArray, lr: float) -> tuple[float, NDArray]:
+    def _begin_step(self, x: NDArray, y: NDArray, lr: float) -> Callable[[], tuple[float, int]]:
         self._optimizer.param_groups[0]["lr"] = lr
         X, Y = self._images_in(x), self._tensor(y).long()
         loss, logits = train_step(self._net, self._optimizer, X, Y, self.bfloat16)
-        return loss.item(), self._array(logits)
+        correct = count_correct(logits, Y)
+        return lambda: (loss.item(), int(correct))
 
     def _optimizer_state(self) -> Weights:
         states = {name: self._optimizer.state[p] for name, p in self._parameters.items()}

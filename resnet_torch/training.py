@@ -80,6 +80,11 @@ def train_step(
     return loss, Y_hat
 
 
+def count_correct(Y_hat: Tensor, Y: Tensor) -> Tensor:
+    """How many of the largest logits (N, classes) are at the labels (N,), on their device."""
+    return (Y_hat.argmax(1) == Y).sum()
+
+
 class Trainer(common.training.Trainer):
     """Trains a network with `train_step`; the loop around it is the same for all four packages."""
 

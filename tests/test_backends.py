@@ -274,6 +274,21 @@ def test_train_step_returns_the_loss_before_it(model: Any, batch: tuple) -> None
     assert abs(model.loss_and_gradients(*batch).loss - before) > 1e-3
 
 
+def test_steps_that_have_begun_tell_of_themselves_when_asked(model: Any, batch: tuple) -> None:
+    """Another may begin before the first is asked; each tells of its own images."""
+    x, _ = batch
+    y = model.loss_and_gradients(*batch).logits.argmax(1)
+    y[0] = (y[0] + 1) % SMALL.num_classes  # the only one told wrong
+    parts = (slice(None), slice(2))
+    expected = [model.loss_and_gradients(x[part], y[part]) for part in parts]
+    begun = [model.begin_step(x[part], y[part], lr=1e-15) for part in parts]
+    for found, alone, part in zip(begun, expected, parts, strict=True):
+        loss, correct = found()
+        assert deviation(loss, alone.loss) <= ROUNDING
+        assert correct == (alone.logits.argmax(1) == y[part]).sum()
+    assert begun[0]()[1] == len(y) - 1
+
+
 def test_a_new_model_has_the_weights_of_seed_0(backend: str, device: str) -> None:
     expected = load_backend("oracle").build(SMALL).weights()
     assert_same_weights(build(backend, SMALL, device=device).weights(), expected)
@@ -365,8 +380,8 @@ def test_results_have_the_dtype_of_the_model(backend: str, device: str, batch: t
 
 def test_results_are_the_callers_to_write_in(model: Any, batch: tuple) -> None:
     activations, evaluation = run(model, *batch)
-    _, logits = model.train_batch(*batch, lr=0.1, momentum=0.9)
-    results = [model.predict(batch[0]), logits, evaluation.logits, *activations.values()]
+    model.train_step(*batch, lr=0.1, momentum=0.9)
+    results = [model.predict(batch[0]), evaluation.logits, *activations.values()]
     for arrays in (evaluation.gradients, evaluation.running, model.weights(), model.optimizer_state()):
         results.extend(arrays.values())
     assert all(array.flags.writeable for array in results)

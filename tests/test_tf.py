@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from common import Architecture, load_backend
 from common.errors import BadInput
-from tests.helpers import ROUNDING, SINGLE, deviation, one_line, random_batch
+from tests.helpers import ROUNDING, SINGLE, deviation, one_line, random_batch, random_weights
 
 ARCH = Architecture(((1, 4),), "resnext", stem_channels=4, groups=2, num_classes=5)
 SMALL = ((1, 8), (1, 16))
@@ -206,8 +206,23 @@ def test_a_new_learning_rate_compiles_nothing_anew() -> None:
     batch = random_batch(ARCH, 2, 32, 32)
     for lr in (0.1, 0.01, 1 / 3):
         model.train_step(*batch, lr, momentum=0.9)
-    assert model._step_graph.experimental_get_tracing_count() == 1
+    for graph in (model._gradients_graph, model._update_graph):
+        assert graph.experimental_get_tracing_count() == 1
     assert float(model._optimizer.learning_rate.numpy()) == 1 / 3
+
+
+def test_the_step_is_traced_once(device: str) -> None:
+    """New weights and other figures trace nothing; a smaller last batch traces its pass once."""
+    x, y = random_batch(ARCH, 3, 32, 32)
+    model = load_backend("tf").build(ARCH, device=device)
+    for momentum, weight_decay in ((0.9, 1e-4), (0.5, 1e-3)):
+        model.load_weights(random_weights(ARCH))
+        model.loss_and_gradients(x, y)
+        for _ in range(2):
+            model.train_step(x, y, 0.1, momentum, weight_decay)
+            model.train_step(x[:2], y[:2], 0.1, momentum, weight_decay)
+    assert model._gradients_graph.experimental_get_tracing_count() == 2
+    assert model._update_graph.experimental_get_tracing_count() == 1
 
 
 def test_a_float64_network_has_its_optimizer_in_float64(keras: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 
 from common import load_backend
 from common.architecture import Architecture
+from common.errors import BadInput
 from tests.helpers import ROUNDING, built, deviation, random_batch, random_weights
 
 SMALL = Architecture(stages=((1, 4), (1, 6)), num_classes=5, stem_channels=4)
+BOTTLENECK = Architecture(((1, 4), (1, 8)), "resnext", stem_channels=4, groups=2, num_classes=5)
 
 
 @pytest.fixture
@@ -218,3 +221,36 @@ def test_images_that_may_not_be_written_are_taken_without_a_word(torch: Any, dev
     model = built("torch", SMALL, "float64", device)
     with warnings.catch_warnings(action="error"):
         model.predict(x)
+
+
+# Compiled
+
+
+@pytest.mark.parametrize("arch", [SMALL, BOTTLENECK], ids=["residual", "resnext"])
+def test_the_compiler_takes_a_network_as_one_graph(torch: Any, arch: Architecture) -> None:
+    """In training, where batch norm counts, and in evaluation; nothing is left to Python in between."""
+    net = importlib.import_module("resnet_torch").ResNet(arch)
+    X = torch.zeros(2, arch.in_channels, 32, 32)
+    net(X)
+    for mode in (net.train(), net.eval()):
+        found = torch._dynamo.explain(mode)(X)
+        assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+def test_a_compiled_network_is_the_same_network(torch: Any, device: str) -> None:
+    x, y = random_batch(SMALL, 2, 32, 32)
+    model = load_backend("torch").build(SMALL, "float64", device, compile=True)
+    oracle = load_backend("oracle").build(SMALL)
+    for m in (model, oracle):
+        m.load_weights(random_weights(SMALL))
+    assert deviation(model.predict(x), oracle.predict(x)) <= ROUNDING
+    for name, output in oracle.activations(x).items():
+        assert deviation(model.activations(x)[name], output) <= ROUNDING
+    for _ in range(2):
+        assert deviation(model.train_step(x, y, 0.1, 0.9), oracle.train_step(x, y, 0.1, 0.9)) <= ROUNDING
+
+
+def test_without_a_compiler_that_is_said(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BadInput, match=r"needs a C\+\+ compiler; install"):
+        load_backend("torch").build(SMALL, compile=True)

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from common.architecture import architecture
-from common.cli.options import Arch, Backends, Device, InputShape, check_device, choose_backends, parse_shape
+from common.cli.options import (
+    Arch,
+    Backends,
+    Compile,
+    Device,
+    InputShape,
+    check_device,
+    choose_backends,
+    parse_shape,
+)
 from common.errors import BadInput
 
 
@@ -19,6 +28,7 @@ def compare(
     dtype: Annotated[str, typer.Option(help="float64, float32 or both.")] = "both",
     steps: Annotated[int, typer.Option(help="SGD steps to take.")] = 20,
     device: Device = "cpu",
+    compile: Compile = False,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights to start from. Default: drawn from seed 0.")
     ] = None,
@@ -66,7 +76,7 @@ def compare(
     folder = output_folder(out)
 
     x, y = eight(images, network, shape)
-    job = comparing.Job(network, weights, x, y, steps=steps, device=device)
+    job = comparing.Job(network, weights, x, y, steps=steps, device=device, compile=compile)
     installed = [backend.name for backend in chosen if backend.installed]
     with report.progress("Comparing", arch, x, images.source) as tell:
         found = comparing.compare(

@@ -10,6 +10,7 @@ from common.backend import load_backend
 from common.cli.options import (
     AnyBackend,
     Checkpoint,
+    Compile,
     Data,
     Device,
     Precision,
@@ -32,6 +33,7 @@ def evaluate(
     precision: Precision = "float32",
     limit_val: Annotated[int | None, typer.Option(help="Only the first N validation images.")] = None,
     device: Device = "cpu",
+    compile: Compile = False,
     data: Data = None,
 ) -> None:
     """Loss and accuracy of a checkpoint on the validation images, in any backend, whoever trained it."""
@@ -47,7 +49,7 @@ def evaluate(
     images = FashionMNIST(resize=size, limit_val=limit_val, directory=data, batch_size=batch_size)
     training.check_fits(network, images)
     with quiet():  # frameworks have much to say
-        model = load_backend(name).build(network, precision, device)
+        model = load_backend(name).build(network, precision, device, compile)
         model.load_weights(weights)
         found = training.evaluate(model, images.val_dataloader(model.dtype, network.in_channels))
     typer.echo(

@@ -23,6 +23,7 @@ Backends = Annotated[
 InputShape = Annotated[str, typer.Option(metavar="C,H,W", help="Channels, height and width of an image.")]
 Device = Annotated[str, typer.Option(help="cpu or gpu.")]
 Precision = Annotated[str, typer.Option(help="float32, float64 or bfloat16.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile in PyTorch too, as the others always do.")]
 AnyBackend = Annotated[
     str, typer.Option(metavar="NAME", help=f"{', '.join(BACKENDS)}, oracle, or any: the first installed.")
 ]

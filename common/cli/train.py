@@ -11,7 +11,7 @@ import typer
 
 from common.architecture import architecture
 from common.backend import BACKENDS, Model, load_backend
-from common.cli.options import Arch, Data, Device, Precision, check_device, check_precision
+from common.cli.options import Arch, Compile, Data, Device, Precision, check_device, check_precision
 from common.errors import BadInput
 from common.proof.workers import quiet
 
@@ -37,6 +37,7 @@ def train(
     limit_val: Annotated[int | None, typer.Option(help="Only the first N validation images.")] = None,
     seed: Annotated[int, typer.Option(help="Decides initial weights, order and augmentation.")] = 0,
     device: Device = "cpu",
+    compile: Compile = False,
     data: Data = None,
     out: Annotated[
         Path | None,
@@ -72,6 +73,7 @@ def train(
         "augment": tuple(name.strip() for name in augment.split(",")) if augment else (),
         "precision": precision,
         "device": device,
+        "compile": compile,
         "seed": seed,
         "limit_train": limit_train,
         "limit_val": limit_val,
@@ -106,7 +108,7 @@ def train(
         again += f" --data {shlex.quote(str(data))}"
 
     def build(name: str) -> Model:
-        model = load_backend(name).build(network, settings.precision, settings.device)
+        model = load_backend(name).build(network, settings.precision, settings.device, settings.compile)
         model.load_weights(initial_weights(network, settings.seed))
         return model
 

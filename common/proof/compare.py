@@ -49,6 +49,7 @@ class Job:
     steps: int = 20
     lr: float = 0.01
     device: str = "cpu"
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,8 @@ class Candidate:
 
     def __init__(self, name: str, job: Job, dtype: str) -> None:
         self.job = job
-        self.model = load_backend(name).build(job.arch, dtype, "cpu" if name == "oracle" else job.device)
+        device = "cpu" if name == "oracle" else job.device
+        self.model = load_backend(name).build(job.arch, dtype, device, job.compile)
         self.model.load_weights(job.weights)
         self.taken = 0  # steps
         self.trained: Weights = {}

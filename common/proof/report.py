@@ -280,6 +280,7 @@ def results(report: Report) -> dict[str, Any]:
         "steps": found.job.steps,
         "lr": found.job.lr,
         "device": found.job.device,
+        "compile": found.job.compile,
         "versions": {b.name: installed_version(b) if b.installed else None for b in report.chosen},
         "summary": {name: [dataclasses.asdict(row) for row in rows] for name, rows in report.rows.items()},
         "bounds": report.bounds,

@@ -157,6 +157,15 @@ def train_all(
     return histories
 
 
+@dataclass(frozen=True)
+class Step:
+    """A training step that has begun: `found` waits for its loss and how many images were told right."""
+
+    found: Callable[[], tuple[float, int]]
+    lr: float
+    images: int
+
+
 class _Training:
     """A run that is going on."""
 
@@ -209,27 +218,39 @@ class _Training:
         """The rest of the epoch's training batches."""
         position, channels = self.position, self.run.arch.in_channels
         batches = self.data.train_dataloader(position.epoch, position.batch, self.model.dtype, channels)
-        tick = time.perf_counter()
-        for x, y in batches:
-            lr = learning_rate(self.settings, position.step, self.data.num_train_batches)
-            loss, logits = self.model.train_batch(
-                x, y, lr, self.settings.momentum, self.settings.weight_decay
-            )
-            if not math.isfinite(loss):
-                raise Stopped(
-                    f"the loss of step {position.step + 1} is {loss}: the run has diverged; "
-                    f"{self.run.kept()}; start another with a lower lr"
-                )
-            correct = _count_correct(logits, y)
-            tock = time.perf_counter()
-            position.add(loss, correct, len(y), tock - tick)
-            tick = tock
-            self.log(event="step", epoch=position.epoch + 1, lr=lr, loss=loss, accuracy=correct / len(y))
-            self.show.step(position)
-            if self.stopped or tick - self.saved_at > SAVE_SECONDS:
+        self.tick = time.perf_counter()
+        begun = None  # looked at once the next step is on its way, so that no device waits
+        for number, (x, y) in enumerate(batches, position.step):
+            lr = learning_rate(self.settings, number, self.data.num_train_batches)
+            found = self.model.begin_step(x, y, lr, self.settings.momentum, self.settings.weight_decay)
+            before, begun = begun, Step(found, lr, len(y))
+            if before:
+                self.finish(before)
+            if self.stopped or time.perf_counter() - self.saved_at > SAVE_SECONDS:
+                self.finish(begun)
+                begun = None
                 self.save()
-                tick = self.saved_at
-            self.stop_if_asked()
+                self.tick = self.saved_at
+                self.stop_if_asked()
+        if begun:
+            self.finish(begun)
+
+    def finish(self, step: Step) -> None:
+        """Wait for a step, and note how it went."""
+        position = self.position
+        loss, correct = step.found()
+        if not math.isfinite(loss):
+            raise Stopped(
+                f"the loss of step {position.step + 1} is {loss}: the run has diverged; "
+                f"{self.run.kept()}; start another with a lower lr"
+            )
+        tock = time.perf_counter()
+        position.add(loss, correct, step.images, tock - self.tick)
+        self.tick = tock
+        self.log(
+            event="step", epoch=position.epoch + 1, lr=step.lr, loss=loss, accuracy=correct / step.images
+        )
+        self.show.step(position)
 
     def validate(self) -> None:
         """The end of an epoch: validation, the best weights, a checkpoint, curves."""

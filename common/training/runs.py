@@ -66,6 +66,7 @@ class Settings:
         precision: "float32", "float64" or "bfloat16".
         data: which images, in words; `limit_train` and `limit_val` take the first so many.
         resize: height and width the network sees.
+        compile: whether PyTorch compiles its network, as the others always do.
     """
 
     backend: str
@@ -85,6 +86,7 @@ class Settings:
     limit_train: int | None
     limit_val: int | None
     data: str
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("resize", "augment"):  # lists, from JSON

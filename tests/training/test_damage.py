@@ -66,7 +66,7 @@ def stopped(module_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     if not folder.exists():
         data = tiny_data()
         with monkeypatch.context() as patch, pytest.raises(Stopped):
-            Once(patch, 10, lambda _: signal.raise_signal(signal.SIGINT))
+            Once(patch, 9, lambda _: signal.raise_signal(signal.SIGINT))
             train(settings("oracle", data), data, folder)
     return Path(shutil.copytree(folder, tmp_path / "run"))
 
@@ -190,7 +190,7 @@ def test_a_run_goes_on_to_the_same_bit_without_links(
     monkeypatch.setattr(os, "link", no_links)
     data = tiny_data()
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        Once(patch, 10, lambda _: signal.raise_signal(signal.SIGINT))
+        Once(patch, 9, lambda _: signal.raise_signal(signal.SIGINT))
         train(settings("oracle", data), data, tmp_path / "run")
     (tmp_path / "run" / "last.safetensors").write_bytes(b"")
     weights, history = go_on(tmp_path / "run")

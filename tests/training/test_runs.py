@@ -84,7 +84,7 @@ def test_a_run_in_another_thread_hears_no_signals_and_runs(tmp_path: Path) -> No
 
 
 def stopped_run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, data: FashionMNIST, lines: int = 8
+    folder: Path, monkeypatch: pytest.MonkeyPatch, data: FashionMNIST, lines: int = 7
 ) -> Settings:
     """A run of the oracle, stopped in its second epoch."""
     Once(monkeypatch, lines, lambda _: signal.raise_signal(signal.SIGINT))
