@@ -101,10 +101,10 @@ class Elsewhere:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if exception[0] is None and self._before:
-            with suppress(RuntimeError):  # what a process used that died meanwhile, nobody knows
-                clock, used, own = (b - a for a, b in zip(self._before, self._readings(), strict=True))
-                self.share = max(0.0, used - own) / (clock * len(os.sched_getaffinity(0)))
+        after = self._readings() if exception[0] is None else ()
+        if self._before and after:
+            clock, used, own = (b - a for a, b in zip(self._before, after, strict=True))
+            self.share = max(0.0, used - own) / (clock * len(os.sched_getaffinity(0)))
 
     def _readings(self) -> tuple[float, float, float] | tuple[()]:
         """Seconds: of the clock, of the cores' work for anybody, and for the workers and this process."""
@@ -117,7 +117,10 @@ class Elsewhere:
             if name in cores:
                 user, nice, system, _idle, _iowait, *others = map(int, jiffies[:8])
                 used += user + nice + system + sum(others)
-        own = time.process_time() + sum(worker.run(time.process_time) for worker in self._workers)
+        try:
+            own = time.process_time() + sum(worker.run(time.process_time) for worker in self._workers)
+        except RuntimeError:  # what a process used that has died, nobody knows
+            return ()
         return time.perf_counter(), used / os.sysconf("SC_CLK_TCK"), own
 
 
