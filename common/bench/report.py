@@ -362,4 +362,12 @@ def own_version() -> str:
 
 def html(report: Report, found: dict[str, Any]) -> str:
     """The report as one file that needs nothing else."""
-    return pages.render("bench/bench.html.jinja", report=report, job=report.bench.job, found=found, plots=[])
+    from common.bench.plots import plots
+
+    return pages.render(
+        "bench/bench.html.jinja",
+        report=report,
+        job=report.bench.job,
+        found=found,
+        plots=plots(report) if report.measured else [],
+    )
