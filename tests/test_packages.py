@@ -31,7 +31,7 @@ ZOO_CLASSES = {
     "ResNeXt101_64x4d": "resnext101_64x4d",
 }
 CLASSES = ("Residual", "ResNeXtBlock", "ResNet", *ZOO_CLASSES)
-ROOMS = {"__init__.py", "backend.py", "blocks.py", "layers.py", "resnet.py", "training.py"}
+ROOMS = {"__init__.py", "backend.py", "blocks.py", "layers.py", "resnet.py", "speed.py", "training.py"}
 # What must be said before the framework is imported; the framework's own checkpoint files.
 MAY_HAVE = {"compat.py", "files.py"}
 FRAMEWORKS = {"mxnet", "torch", "tensorflow", "keras", "jax", "jaxlib", "flax", "optax"}

@@ -8,27 +8,11 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import library, nn
+from torch import nn
 
 from common.interop.convert import FAMILIES, Converted
 from common.weights import Weights
-
-_declared: list[library.Library] = []  # a declaration lives as long as its library
-
-
-def torchvision() -> ModuleType:
-    """The module. Beside a PyTorch without CUDA its compiled operators are missing; its models need none.
-
-    But it fails at import, and timm with it, where two of the operators are not even declared.
-    """
-    try:
-        import torchvision
-    except RuntimeError:
-        _declared.append(library.Library("torchvision", "DEF"))
-        for name in ("nms", "qnms"):
-            _declared[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
-    return torchvision
+from resnet_torch.speed import torchvision
 
 
 def timm() -> ModuleType:
