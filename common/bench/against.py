@@ -46,12 +46,13 @@ class Record:
                 raise ValueError
             contender = Contender(cell["backend"], cell["precision"], cell["reference"])
             speeds[Cell(contender, cell["mode"], cell["batch_size"])] = Spread(*figures)
+        elsewhere = results["busy_elsewhere"]
         return cls(
             {name: results[name] for name in ("architecture", "input_shape", "device", "compile")},
             f"{results['processor']}, {results['threads']} threads",
             {name: version for name, version in results["versions"].items() if version},
             speeds,
-            results["busy_elsewhere"],
+            None if elsewhere is None else float(elsewhere),
         )
 
 

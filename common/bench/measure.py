@@ -373,11 +373,11 @@ def _first_figures(bench: Bench, contender: Contender) -> str:
     """What can be told of a contender before the rounds."""
     if not (start := bench.starts.get(contender)):
         return f"{contender}: {bench.failures[str(contender)]}"
-    figures = [f"imported in {start.imported:.1f} s", f"built in {start.built:.1f} s"]
+    figures = [f"imported in {start.imported:.2f} s", f"built in {start.built:.2f} s"]
     smallest = bench.job.batch_sizes[0]
     for mode in bench.job.modes:
         if measured := bench.cells.get(Cell(contender, mode, smallest)):
-            figures.append(f"first {mode} {measured.first:.1f} s")
+            figures.append(f"first {mode} {measured.first:.2f} s")
     failed = sum(what.startswith(f"{contender} ") for what in bench.failures)
     return f"{contender}: {', '.join(figures)}{f'; {failed} failed' if failed else ''}"
 

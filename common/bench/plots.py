@@ -28,7 +28,8 @@ def plots(report: Report) -> list[tuple[str, str]]:
         used = (cells[cell].memory or 0) / MEBI
         return used, used, used
 
-    found = [("Images/s by batch size, with the quickest and the slowest round", _by_batch(report, speed))]
+    caption = "Images/s by batch size, with the quickest and the slowest round"
+    found = [(caption, _by_batch(report, speed, "log"))]
     singles = [cell for cell in cells if cell.mode == "infer" and cell.batch_size == 1]
     if singles:
         found.append(
@@ -36,12 +37,12 @@ def plots(report: Report) -> list[tuple[str, str]]:
         )
     found.append(("Seconds to the first result, by what they went to", _first(report)))
     if all(measured.memory for measured in cells.values()):
-        found.append(("Peak memory of the process in MiB by batch size", _by_batch(report, memory)))
+        found.append(("Peak memory of the process in MiB by batch size", _by_batch(report, memory, "linear")))
     return [(caption, pages.svg(figure)) for caption, figure in found]
 
 
-def _by_batch(report: Report, figures: Figures) -> Any:
-    """A line a contender over the batch sizes, both logarithmic; modes side by side."""
+def _by_batch(report: Report, figures: Figures, scale: str) -> Any:
+    """A line a contender over the batch sizes, which are logarithmic; modes side by side."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -66,14 +67,17 @@ def _by_batch(report: Report, figures: Figures) -> Any:
                 **_style(contender),
             )
         axes.set_xscale("log")
-        axes.set_yscale("log")
         axes.set_xticks(job.batch_sizes, [str(size) for size in job.batch_sizes])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("batch size")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
+    axes.set_yscale(scale)
+    if scale == "log":
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
     return figure
 

@@ -209,7 +209,7 @@ class Report:
         for contender in self.contenders:
             seconds = self.first(contender)
             rows.append(
-                [self.label(contender), *[f"{seconds[k]:.1f}" if k in seconds else "–" for k in kinds]]
+                [self.label(contender), *[number(seconds[k]) if k in seconds else "–" for k in kinds]]
             )
         title = f"Seconds to the first result, batch {self.bench.job.batch_sizes[0]}"
         return Grid("first", title, ["", *kinds], rows)

@@ -161,8 +161,8 @@ def quiet(remedy: str = "") -> Iterator[None]:
 
 
 def last_lines(log: Path, most: int = 3) -> list[str]:
-    """The last lines of a log that say something."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    """The last lines of a log that say something; a worker that is closed has none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     return [line.strip() for line in lines if line.strip()][-most:]
 
 
