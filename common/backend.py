@@ -262,6 +262,10 @@ class Backend:
         """
         return import_module(self.module.replace(".backend", ".files")).read_tensors(path)
 
+    def load(self) -> Any:
+        """The package's `backend.py`; this imports the framework."""
+        return import_module(self.module)
+
     def speed(self) -> Any:
         """The package's `speed.py`: what its speed is held against."""
         return import_module(self.module.replace(".backend", ".speed"))

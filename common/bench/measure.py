@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from multiprocessing import active_children
 from pathlib import Path
 from statistics import fmean
@@ -149,7 +148,7 @@ class Candidate:
             imported = time.perf_counter()
             self.model = speed.Reference(job.name, job.arch, contender.precision, job.device, job.compile)
         else:
-            import_module(backend.module)
+            backend.load()
             imported = time.perf_counter()
             self.model = backend.build(job.arch, contender.precision, job.device, compile=job.compile)
             self.model.load_weights(weights)
