@@ -234,6 +234,7 @@ class Backend:
     install: str
     suffixes: tuple[str, ...] = ()  # of the files that the package's `files.py` reads
     environment: Mapping[str, str] = field(default_factory=dict)  # what the command tells the framework
+    uncached: Mapping[str, str] = field(default_factory=dict)  # what lets it keep no compiled program
 
     @property
     def installed(self) -> bool:
@@ -279,6 +280,14 @@ class Backend:
         """
         return import_module(self.module.replace(".backend", ".files")).read_tensors(path)
 
+    def load(self) -> Any:
+        """The package's `backend.py`; this imports the framework."""
+        return import_module(self.module)
+
+    def speed(self) -> Any:
+        """The package's `speed.py`: what its speed is held against."""
+        return import_module(self.module.replace(".backend", ".speed"))
+
 
 ORACLE = Backend("oracle", "oracle", "common.oracle", ("numpy",), "pip install numpy")
 
@@ -300,6 +309,7 @@ BACKENDS = {
             ("torch",),
             'pip install "resnet-tabs[torch]"',
             (".pth", ".pt", ".bin"),
+            uncached={"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
         ),
         Backend("tf", "TensorFlow", "resnet_tf.backend", ("tensorflow",), 'pip install "resnet-tabs[tf]"'),
         Backend(
@@ -312,6 +322,7 @@ BACKENDS = {
                 "JAX_COMPILATION_CACHE_DIR": str(user_cache_path("resnet-tabs") / "jax"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
             },
+            uncached={"JAX_ENABLE_COMPILATION_CACHE": "false"},
         ),
     )
 }

@@ -1,12 +1,20 @@
 """Options and fixtures of the shared suite: which backends it runs over, and on which device."""
 
+from __future__ import annotations
+
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from common.backend import BACKENDS
 from common.proof.workers import share_cores
+
+if TYPE_CHECKING:
+    from selenium import webdriver
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Workers that all want every core would slow each other down many times over.
@@ -74,3 +82,22 @@ def no_full_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Commands run from here find no full set in the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("RESNET_TABS_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[webdriver.Chrome]:
+    """Chromium without a window, that notes what it fetches and what scripts say."""
+    from selenium import webdriver
+
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (binary and driver):
+        message = "no chromium and chromedriver here; apt-get install chromium chromium-driver"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()

@@ -9,6 +9,7 @@ from typing import NoReturn
 import typer
 
 from common.backend import BACKENDS
+from common.cli.bench import bench
 from common.cli.compare import compare
 from common.cli.convert import convert
 from common.cli.download import download
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (compare, summary, download, train, evaluate, predict, convert, verify):
+for command in (compare, bench, summary, download, train, evaluate, predict, convert, verify):
     app.command()(command)
 
 

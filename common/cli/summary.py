@@ -22,6 +22,7 @@ def summary(
 
     Exits with 1 if the columns differ.
     """
+    from common.pages import show_backends
     from common.proof import report
     from common.proof.compare import summarise
     from common.proof.workers import Worker
@@ -40,6 +41,6 @@ def summary(
             with closing(Worker()) as worker:
                 rows[name] = worker.run(summarise, name, network, (1, *shape))
     report.show_parts(arch, shown)
-    report.show_backends(chosen)
+    show_backends(chosen)
     report.show_summary(rows)
     raise typer.Exit(0 if names and all(row == rows[names[0]] for row in rows.values()) else 1)

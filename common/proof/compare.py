@@ -35,7 +35,6 @@ AT_ONCE = 2  # backends at work at the same time, while nothing is timed
 ROUNDS = 5  # in which the backends are timed in turns
 REPEATS = 3  # of each pass in a round; the first only wakes the threads
 PAUSE = 0.25  # seconds before a turn: OpenMP threads of the one before may spin for 0.2
-BUSY = 0.1  # share of the cores' time that may go to other programs before timings are doubted
 
 
 @dataclass(frozen=True)
@@ -134,11 +133,6 @@ class Comparison(Findings):
     timings: dict[str, Timing] = field(default_factory=dict)
     elsewhere: float | None = None  # share of the cores' time that other programs had during the timing
 
-    @property
-    def was_busy(self) -> bool:
-        """Whether other programs took enough of the cores to make the timings worthless."""
-        return self.elsewhere is not None and self.elsewhere > BUSY
-
 
 def distance(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
     """‖a − b‖₂ / ‖b‖₂ over all tensors together."""
@@ -230,7 +224,7 @@ class Candidate:
         if self.taken == self.job.steps:
             self.trained = self.model.weights()
         self.taken += 1
-        return _milliseconds(lambda: self.model.train_step(self.job.x, self.job.y, lr=self.job.lr))
+        return milliseconds(lambda: self.model.train_step(self.job.x, self.job.y, lr=self.job.lr))
 
     def finish(self) -> Weights:
         """The weights after the job's number of steps, whether or not more have been taken."""
@@ -246,7 +240,7 @@ class Candidate:
     def time_round(self) -> tuple[list[float], list[float]]:
         """Milliseconds of some forward passes and some training steps. Nothing else should be computing."""
         time.sleep(PAUSE)
-        forward = [_milliseconds(lambda: self.model.predict(self.job.x)) for _ in range(REPEATS)]
+        forward = [milliseconds(lambda: self.model.predict(self.job.x)) for _ in range(REPEATS)]
         steps = [self.step() for _ in range(REPEATS)]
         return forward[1:], steps[1:]
 
@@ -265,7 +259,8 @@ def ask(method: str) -> Any:
     return getattr(_candidate, method)()
 
 
-def _milliseconds(function: Callable[[], object]) -> float:
+def milliseconds(function: Callable[[], object]) -> float:
+    """How long a call takes."""
     start = time.perf_counter()
     function()
     return 1000 * (time.perf_counter() - start)

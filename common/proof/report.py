@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import platform
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from common.backend import BACKENDS, ORACLE, Backend
+from common import pages
+from common.backend import BACKENDS, Backend
 from common.files import write_atomically
+from common.pages import LABELS, console, installed_version, show_backends, show_verdict
 from common.proof.compare import LAYER_BOUNDS, ROUNDS, Comparison, Findings, Spread, quantities
 from common.proof.verify import BOUNDS, Match
+from common.proof.workers import busy
 from common.summary import Part, Row
 
 ROOMS = ("layers", "blocks", "resnet", "training", "backend")
-LABELS = {backend.name: backend.label for backend in (*BACKENDS.values(), ORACLE)}
 
 
 @dataclass(frozen=True)
@@ -98,12 +97,7 @@ class Report(Outcome):
     @property
     def busy(self) -> str:
         """What is wrong with the timings; "" if nothing is."""
-        if not self.found.was_busy:
-            return ""
-        return (
-            f"The machine was busy: other programs had {self.found.elsewhere:.0%} of its cores' time, "
-            "so these timings are no measure; run it again with nothing beside"
-        )
+        return busy(self.found.elsewhere)
 
     @property
     def bounds(self) -> dict[str, dict[str, float]]:
@@ -111,38 +105,34 @@ class Report(Outcome):
         return {quantity.name: quantity.bounds for quantity in quantities(self.found.job.steps)}
 
 
-@contextmanager
-def progress(doing: str, what: str, x: NDArray, source: str) -> Iterator[Callable[[str], None]]:
-    """Say what begins, and then each thing done with the time since; a spinner where there is a terminal."""
-    console = _console()
+def progress(doing: str, what: str, x: NDArray, source: str) -> AbstractContextManager[Callable[[str], None]]:
+    """Say what begins on which images, and then each thing done."""
     shape = "×".join(str(size) for size in x.shape[1:])
-    begins = f"{doing} [bold]{_escape(what)}[/] on {len(x)} images of {shape} from {_escape(source)}"
-    console.print(begins, soft_wrap=True)
-    start = time.perf_counter()
-    with console.status("computing"):
-        yield lambda line: console.print(f"{time.perf_counter() - start:7.1f} s  {line}", highlight=False)
+    return pages.progress(
+        f"{doing} [bold]{escape(what)}[/] on {len(x)} images of {shape} from {escape(source)}"
+    )
 
 
 def show(report: Report) -> None:
     """Print the tables and the verdict."""
-    console = _console()
+    terminal = console()
     show_backends(report.chosen)
     show_summary(report.rows)
     for dtype in report.found.deviations:
-        console.print(_deviation_table(report, dtype, report.bounds))
+        terminal.print(_deviation_table(report, dtype, report.bounds))
     if report.found.timings:
-        console.print(_timing_table(report))
+        terminal.print(_timing_table(report))
         if report.busy:
-            console.print(report.busy, style="bold yellow", highlight=False, markup=False)
-    _show_verdict(report.verdict, report.proven)
+            terminal.print(report.busy, style="bold yellow", highlight=False, markup=False)
+    show_verdict(report.verdict, report.proven)
 
 
 def show_outcome(outcome: Outcome) -> None:
     """Print how far the backends are from the oracle in each layer, and the verdict."""
     show_backends(outcome.chosen)
     for dtype, by_layer in outcome.found.deviations.items():
-        _console().print(_deviation_table(outcome, dtype, dict.fromkeys(by_layer, LAYER_BOUNDS)))
-    _show_verdict(outcome.verdict, outcome.proven)
+        console().print(_deviation_table(outcome, dtype, dict.fromkeys(by_layer, LAYER_BOUNDS)))
+    show_verdict(outcome.verdict, outcome.proven)
 
 
 def show_match(match: Match, name: str) -> None:
@@ -150,7 +140,7 @@ def show_match(match: Match, name: str) -> None:
     bound = BOUNDS[match.precision]
     table = Table(
         "against the oracle",
-        title=f"Deviations of {_escape(name)}, whose values are {match.precision}",
+        title=f"Deviations of {escape(name)}, whose values are {match.precision}",
         box=box.SIMPLE,
         title_justify="left",
     )
@@ -159,29 +149,16 @@ def show_match(match: Match, name: str) -> None:
     for line in match.lines:
         explained = "" if line.explained is None else f"{line.explained:.1e}"
         table.add_row(line.layer, line.layout, _number(line.deviation, bound), explained, f"{bound:.0e}")
-    _console().print(table)
+    console().print(table)
     if match.ignored:
-        _console().print(f"Not compared: {_escape(', '.join(map(repr, match.ignored)))}", soft_wrap=True)
+        console().print(f"Not compared: {escape(', '.join(map(repr, match.ignored)))}", soft_wrap=True)
     if match.agrees:
         verdict = (
             f"SAME: the recording and the oracle are one network, to the last digits of {match.precision}"
         )
     else:
         verdict = f"DIFFERENT: {match.difference}. {match.cause}"
-    _show_verdict(verdict, match.agrees)
-
-
-def show_backends(chosen: list[Backend]) -> None:
-    """A row for every backend: its version, or how to install it."""
-    table = Table("backend", "version", title="Backends", box=box.SIMPLE, title_justify="left")
-    for backend in chosen:
-        if backend.installed:
-            table.add_row(LABELS[backend.name], installed_version(backend))
-        else:
-            table.add_row(
-                LABELS[backend.name], f"[bold red]not installed[/]; run: {_escape(backend.install)}"
-            )
-    _console().print(table)
+    show_verdict(verdict, match.agrees)
 
 
 def show_parts(arch: str, parts: list[Part]) -> None:
@@ -196,7 +173,7 @@ def show_parts(arch: str, parts: list[Part]) -> None:
         table.add_row(row.name, row.kind, _shape(row), f"{row.parameters:,}", f"{part.macs:,}")
     parameters, macs = sum(part.row.parameters for part in parts), sum(part.macs for part in parts)
     table.add_row("", "all", "", f"{parameters:,}", f"{macs:,}")
-    _console().print(table)
+    console().print(table)
 
 
 def show_summary(rows: Mapping[str, list[Row]]) -> None:
@@ -212,7 +189,7 @@ def show_summary(rows: Mapping[str, list[Row]]) -> None:
         table.add_row(stage[0].name, stage[0].kind, *cells, _tick(len(set(stage)) == 1))
     totals = [sum(row.parameters for row in column) for column in rows.values()]
     table.add_row("", "parameters", *[f"{total:,}" for total in totals], _tick(len(set(totals)) == 1))
-    _console().print(table)
+    console().print(table)
 
 
 def _deviation_table(outcome: Outcome, dtype: str, bounds: Mapping[str, Mapping[str, float]]) -> Table:
@@ -260,7 +237,7 @@ def write(report: Report, folder: Path) -> None:
     """Write results.json and report.html, each whole or not at all."""
     write_atomically(folder / "results.json", json.dumps(results(report), indent=2, allow_nan=False) + "\n")
     write_atomically(folder / "report.html", html(report))
-    _console().print(f"{folder / 'report.html'} and {folder / 'results.json'} written", soft_wrap=True)
+    console().print(f"{folder / 'report.html'} and {folder / 'results.json'} written", soft_wrap=True)
 
 
 def results(report: Report) -> dict[str, Any]:
@@ -317,21 +294,14 @@ def _ends(milliseconds: Spread) -> list[float]:
 
 def html(report: Report) -> str:
     """The report as one file that needs nothing else."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from pygments.formatters import HtmlFormatter
 
-    environment = Environment(
-        loader=PackageLoader("common.proof", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters["scientific"] = lambda value: f"{value:.1e}"
-    environment.filters["spread"] = _spread
-    return environment.get_template("report.html.jinja").render(
+    return pages.render(
+        "proof/report.html.jinja",
         report=report,
         found=report.found,
-        labels=LABELS,
+        scientific=lambda value: f"{value:.1e}",
+        spread=_spread,
         versions={b.name: installed_version(b) for b in report.chosen if b.installed},
         columns=list(report.rows),
         layers=list(zip(*report.rows.values(), strict=True)),
@@ -374,7 +344,7 @@ def _plots(report: Report) -> list[tuple[str, str]]:
                     axes.semilogy(stages, values, style, marker="o", color=f"C{i}", label=f"{name} {dtype}")
         axes.set_ylabel("deviation from the oracle")
         axes.legend(fontsize="x-small", ncols=2)
-        plots.append(("How far each layer's output is from the oracle's", _svg(figure)))
+        plots.append(("How far each layer's output is from the oracle's", pages.svg(figure)))
     if found.timings:
         figure = Figure(figsize=(6, 3.4), layout="constrained")
         axes = figure.subplots()
@@ -387,36 +357,8 @@ def _plots(report: Report) -> list[tuple[str, str]]:
             axes.barh([f"{name} {kind}" for name in names], medians, xerr=(below, above), color=colour)
         axes.invert_yaxis()
         axes.set_xlabel("milliseconds, float32: median, quickest and slowest round")
-        plots.append(("Forward pass and training step", _svg(figure)))
+        plots.append(("Forward pass and training step", pages.svg(figure)))
     return plots
-
-
-def _svg(figure: Any) -> str:
-    """The figure as an SVG element, without the declarations of a file of its own."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    text = file.getvalue()
-    return text[text.index("<svg") :]
-
-
-def installed_version(backend: Backend) -> str:
-    """The version of a backend's framework, read without importing it."""
-    package = backend.packages[0]
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a build under another name: mxnet-cu112, tensorflow-cpu
-        named = packages_distributions().get(package)
-        return version(named[0]) if named else "unknown version"
-
-
-def _console() -> Console:
-    """The terminal; a log has no width, and is given what the widest table needs."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
-
-
-def _show_verdict(line: str, good: bool) -> None:
-    _console().print(line, style="bold green" if good else "bold red", highlight=False, markup=False)
 
 
 def _shape(row: Row) -> str:
@@ -430,9 +372,3 @@ def _number(value: float, bound: float | None) -> str:
 
 def _tick(good: bool) -> str:
     return "[green]yes[/]" if good else "[bold red]NO[/]"
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

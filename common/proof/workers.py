@@ -18,6 +18,7 @@ from typing import Any
 
 PROC_STAT = Path("/proc/stat")
 ALIVE = b"alive"  # what a process tells its watcher at the end
+BUSY = 0.1  # share of the cores' time that may go to other programs before timings are doubted
 
 
 class Worker:
@@ -87,7 +88,7 @@ class Elsewhere:
 
     Attributes:
         share: of the cores' time, 0 to 1, what neither the workers nor this process used; None where the
-            system does not tell.
+            system does not tell, or a worker died meanwhile.
     """
 
     share: float | None = None
@@ -100,8 +101,9 @@ class Elsewhere:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if exception[0] is None and self._before:
-            clock, used, own = (b - a for a, b in zip(self._before, self._readings(), strict=True))
+        after = self._readings() if exception[0] is None else ()
+        if self._before and after:
+            clock, used, own = (b - a for a, b in zip(self._before, after, strict=True))
             self.share = max(0.0, used - own) / (clock * len(os.sched_getaffinity(0)))
 
     def _readings(self) -> tuple[float, float, float] | tuple[()]:
@@ -115,8 +117,21 @@ class Elsewhere:
             if name in cores:
                 user, nice, system, _idle, _iowait, *others = map(int, jiffies[:8])
                 used += user + nice + system + sum(others)
-        own = time.process_time() + sum(worker.run(time.process_time) for worker in self._workers)
+        try:
+            own = time.process_time() + sum(worker.run(time.process_time) for worker in self._workers)
+        except RuntimeError:  # what a process used that has died, nobody knows
+            return ()
         return time.perf_counter(), used / os.sysconf("SC_CLK_TCK"), own
+
+
+def busy(elsewhere: float | None) -> str:
+    """What is wrong with timings while other programs had this share of the cores' time; "" if nothing is."""
+    if elsewhere is None or elsewhere <= BUSY:
+        return ""
+    return (
+        f"The machine was busy: other programs had {elsewhere:.0%} of its cores' time, "
+        "so these timings are no measure; run it again with nothing beside"
+    )
 
 
 @contextmanager
@@ -146,8 +161,8 @@ def quiet(remedy: str = "") -> Iterator[None]:
 
 
 def last_lines(log: Path, most: int = 3) -> list[str]:
-    """The last lines of a log that say something."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    """The last lines of a log that say something; a worker that is closed has none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     return [line.strip() for line in lines if line.strip()][-most:]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from common.architecture import Architecture
 from common.backend import BACKENDS
+from common.pages import installed_version
 from common.proof.compare import (
     Candidate,
     Comparison,
@@ -23,7 +24,7 @@ from common.proof.compare import (
     quantities,
     worst_gradient,
 )
-from common.proof.report import Report, installed_version, results, show
+from common.proof.report import Report, results, show
 from common.weights import initial_weights
 from tests.proof.helpers import evidence_of
 
@@ -162,8 +163,8 @@ def test_a_build_under_another_name_has_its_version(monkeypatch: pytest.MonkeyPa
             raise PackageNotFoundError(name)
         return versions[name]
 
-    monkeypatch.setattr("common.proof.report.version", version)
-    monkeypatch.setattr("common.proof.report.packages_distributions", lambda: {"mxnet": ["mxnet-cu112"]})
+    monkeypatch.setattr("common.pages.version", version)
+    monkeypatch.setattr("common.pages.packages_distributions", lambda: {"mxnet": ["mxnet-cu112"]})
     assert installed_version(BACKENDS["mxnet"]) == "1.9.1"
     assert installed_version(BACKENDS["torch"]) == "unknown version"
 

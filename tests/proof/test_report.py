@@ -1,10 +1,7 @@
 """report.html in a real browser: tabs switch, nothing is fetched, no script error."""
 
 import copy
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +11,9 @@ from selenium.webdriver.common.by import By
 
 from common.architecture import Architecture
 from common.backend import BACKENDS
+from common.pages import LABELS
 from common.proof.compare import Comparison, Job, Spread, Timing, judge
-from common.proof.report import LABELS, ROOMS, Report, write
+from common.proof.report import ROOMS, Report, write
 from common.weights import initial_weights
 from tests.proof.helpers import evidence_of
 
@@ -43,22 +41,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     write(Report(found, [*everywhere[1:], absent], "small <net>", "a test"), folder)
     return folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (binary and driver):
-        message = "no chromium and chromedriver here; apt-get install chromium chromium-driver"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
 
 
 def visible(browser: webdriver.Chrome) -> list[tuple[str, str]]:

@@ -1,0 +1,1 @@
+"""What the networks cost: measured, shown, and held against an earlier measurement."""

@@ -1,0 +1,153 @@
+"""An earlier measurement against this one: what became slower, beyond the spread of the rounds."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.bench.measure import Cell, Contender, Job
+from common.bench.report import KIND, Grid, number, show_grid
+from common.errors import BadInput, MissingFile
+from common.pages import LABELS, console, show_verdict
+from common.proof.compare import Spread
+from common.proof.workers import busy
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a bench.json says that another can be held against.
+
+    Attributes:
+        question: architecture, input shape, device and whether PyTorch compiled: what must be the same.
+        machine: processor and threads, in words.
+        versions: name to version.
+        speeds: images/s of every cell.
+        elsewhere: share of the cores' time that other programs had.
+    """
+
+    question: dict[str, Any]
+    machine: str
+    versions: dict[str, str]
+    speeds: dict[Cell, Spread]
+    elsewhere: float | None
+
+    @classmethod
+    def of(cls, results: dict[str, Any]) -> Record:
+        """From what bench.json holds; `KeyError`, `TypeError` or `ValueError` if it is something else."""
+        if results["kind"] != KIND:
+            raise ValueError
+        speeds = {}
+        for cell in results["cells"]:
+            figures = [float(cell[name]) for name in ("images_per_second", "quickest_round", "slowest_round")]
+            if not all(0 < figure < math.inf for figure in figures):
+                raise ValueError
+            contender = Contender(cell["backend"], cell["precision"], cell["reference"])
+            speeds[Cell(contender, cell["mode"], cell["batch_size"])] = Spread(*figures)
+        elsewhere = results["busy_elsewhere"]
+        return cls(
+            {name: results[name] for name in ("architecture", "input_shape", "device", "compile")},
+            f"{results['processor']}, {results['threads']} threads",
+            {name: version for name, version in results["versions"].items() if version},
+            speeds,
+            None if elsewhere is None else float(elsewhere),
+        )
+
+
+@dataclass
+class Change:
+    """What became of the cells that both have: images/s then and now."""
+
+    common: int
+    slower: dict[Cell, tuple[Spread, Spread]] = field(default_factory=dict)
+    faster: dict[Cell, tuple[Spread, Spread]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        """Whether something was compared, and nothing is slower."""
+        return bool(self.common) and not self.slower
+
+
+def read(path: Path, job: Job) -> Record:
+    """An earlier bench.json of the same question.
+
+    Raises:
+        ValueError: if it is not there, is something else, or is of another question.
+    """
+    try:
+        record = Record.of(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise MissingFile(f"{path} not found; give a bench.json that an earlier bench wrote") from None
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}; give a bench.json") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise BadInput(f"{path} is not a bench.json; give one that an earlier bench wrote") from None
+    for name, value in _question(job).items():
+        if record.question[name] != value:
+            raise BadInput(
+                f"{path} is of another {name.replace('_', ' ')} ({json.dumps(record.question[name])}); "
+                "ask for the same as then"
+            )
+    return record
+
+
+def _question(job: Job) -> dict[str, Any]:
+    return {
+        "architecture": json.loads(job.arch.to_json()),
+        "input_shape": list(job.input_shape),
+        "device": job.device,
+        "compile": job.compile,
+    }
+
+
+def compare(then: Record, now: Record) -> Change:
+    """Slower is a cell whose quickest round now is slower than its slowest round then; faster likewise."""
+    common = [cell for cell in then.speeds if cell in now.speeds]
+    change = Change(len(common))
+    for cell in common:
+        before, after = then.speeds[cell], now.speeds[cell]
+        if after.quickest < before.slowest:
+            change.slower[cell] = (before, after)
+        elif after.slowest > before.quickest:
+            change.faster[cell] = (before, after)
+    for name in then.versions:
+        if name in now.versions and now.versions[name] != then.versions[name]:
+            change.notes.append(f"{LABELS.get(name, name)} {then.versions[name]} → {now.versions[name]}")
+    if now.machine != then.machine:
+        change.notes.append(f"Another machine: {then.machine} then, {now.machine} now")
+    gone, new = len(then.speeds) - len(common), len(now.speeds) - len(common)
+    if gone or new:
+        change.notes.append(f"Not compared: {gone} measured only then, {new} measured only now")
+    for when, elsewhere in (("then", then.elsewhere), ("now", now.elsewhere)):
+        if busy(elsewhere):
+            change.notes.append(f"The machine was busy {when}: this comparison is worth little")
+    return change
+
+
+def show(change: Change, name: str) -> None:
+    """Print what became slower and what faster, and the verdict."""
+    for what, cells in (("slower", change.slower), ("faster", change.faster)):
+        if cells:
+            rows = [
+                [str(cell), _text(then), _text(now), f"{now.median / then.median:.2f}"]
+                for cell, (then, now) in cells.items()
+            ]
+            title = f"What became {what} than in {name}, beyond the spread: images/s"
+            show_grid(Grid(what, title, ["", "then", "now", "ratio"], rows))
+    for note in change.notes:
+        console().print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if not change.common:
+        show_verdict(f"NOT COMPARED: nothing in {name} was measured again", good=False)
+    elif change.slower:
+        show_verdict(
+            f"SLOWER than in {name}: {len(change.slower)} of {change.common}, in images/s", good=False
+        )
+    else:
+        show_verdict(f"NOT SLOWER than in {name}: none of {change.common}, in images/s", good=True)
+
+
+def _text(speed: Spread) -> str:
+    return f"{number(speed.median)} ({number(speed.slowest)}–{number(speed.quickest)})"
