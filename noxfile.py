@@ -162,7 +162,7 @@ def tests_zoo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def benchmark(session: nox.Session) -> None:
-    """What training costs, and loading: `nox -s benchmark -- overhead`, or another of `benchmarks`."""
+    """What the loop, the data and loading cost: `nox -s benchmark -- overhead`, or another."""
     run = install(session, *FRAMEWORKS)
     run("benchmarks", *session.posargs, env=JAX_CACHE)
 

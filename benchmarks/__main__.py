@@ -3,11 +3,11 @@
 import sys
 
 from benchmarks.loading import loading
-from benchmarks.training import accuracy, overhead, pipeline, precision
+from benchmarks.training import accuracy, overhead, pipeline
 
-BENCHMARKS = {f.__name__: f for f in (overhead, pipeline, precision, loading, accuracy)}
+BENCHMARKS = {f.__name__: f for f in (overhead, pipeline, loading, accuracy)}
 
-for name in sys.argv[1:] or ["overhead", "pipeline", "precision", "loading"]:
+for name in sys.argv[1:] or ["overhead", "pipeline", "loading"]:
     if name not in BENCHMARKS:
         sys.exit(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
     BENCHMARKS[name]()

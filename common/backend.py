@@ -255,7 +255,7 @@ class Backend:
             raise BadInput(f"unknown dtype {dtype!r}; give float32, float64 or bfloat16")
         if device not in ("cpu", "gpu"):
             raise BadInput(f"unknown device {device!r}; give cpu or gpu")
-        model = import_module(self.module).Model(arch, dtype, device)
+        model = self.load().Model(arch, dtype, device)
         if compile:
             model.compile()
         return model
@@ -268,7 +268,7 @@ class Backend:
         Raises:
             ValueError: for a GPU that is not there.
         """
-        return import_module(self.module).Model(net.arch, "float32", device, net)
+        return self.load().Model(net.arch, "float32", device, net)
 
     def read_tensors(self, path: Path) -> tuple[dict[str, NDArray], list[str]]:
         """Name to array of a file its framework wrote, and the names that were bfloat16 and are now float32.

@@ -50,7 +50,9 @@ def show_backends(chosen: list[Backend]) -> None:
 
 def show_verdict(line: str, good: bool) -> None:
     """Print the last line, in green or red."""
-    console().print(line, style="bold green" if good else "bold red", highlight=False, markup=False)
+    console().print(
+        line, style="bold green" if good else "bold red", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def installed_version(backend: Backend) -> str:

@@ -25,6 +25,7 @@ class Record:
         machine: processor and threads, in words.
         versions: name to version.
         speeds: images/s of every cell.
+        failures: a line for everything that could not be measured.
         elsewhere: share of the cores' time that other programs had.
     """
 
@@ -32,6 +33,7 @@ class Record:
     machine: str
     versions: dict[str, str]
     speeds: dict[Cell, Spread]
+    failures: list[str]
     elsewhere: float | None
 
     @classmethod
@@ -52,23 +54,25 @@ class Record:
             f"{results['processor']}, {results['threads']} threads",
             {name: version for name, version in results["versions"].items() if version},
             speeds,
+            [str(line) for line in results["failures"]],
             None if elsewhere is None else float(elsewhere),
         )
 
 
 @dataclass
 class Change:
-    """What became of the cells that both have: images/s then and now."""
+    """What became of the cells that both have, images/s then and now; `broken` has those that fail now."""
 
     common: int
+    broken: list[str] = field(default_factory=list)
     slower: dict[Cell, tuple[Spread, Spread]] = field(default_factory=dict)
     faster: dict[Cell, tuple[Spread, Spread]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
-        """Whether something was compared, and nothing is slower."""
-        return bool(self.common) and not self.slower
+        """Whether something was compared, and nothing is slower or fails."""
+        return bool(self.common) and not self.slower and not self.broken
 
 
 def read(path: Path, job: Job) -> Record:
@@ -118,9 +122,12 @@ def compare(then: Record, now: Record) -> Change:
             change.notes.append(f"{LABELS.get(name, name)} {then.versions[name]} → {now.versions[name]}")
     if now.machine != then.machine:
         change.notes.append(f"Another machine: {then.machine} then, {now.machine} now")
-    gone, new = len(then.speeds) - len(common), len(now.speeds) - len(common)
-    if gone or new:
-        change.notes.append(f"Not compared: {gone} measured only then, {new} measured only now")
+    gone = [cell for cell in then.speeds if cell not in now.speeds]
+    names = tuple(f"{what}: " for cell in gone for what in (cell, cell.contender))
+    change.broken = [line for line in now.failures if line.startswith(names)]
+    if gone or len(now.speeds) > len(common):
+        new = len(now.speeds) - len(common)
+        change.notes.append(f"Not compared: {len(gone)} measured only then, {new} measured only now")
     for when, elsewhere in (("then", then.elsewhere), ("now", now.elsewhere)):
         if busy(elsewhere):
             change.notes.append(f"The machine was busy {when}: this comparison is worth little")
@@ -141,6 +148,8 @@ def show(change: Change, name: str) -> None:
         console().print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if not change.common:
         show_verdict(f"NOT COMPARED: nothing in {name} was measured again", good=False)
+    elif change.broken:
+        show_verdict(f"BROKEN since {name}: {' | '.join(change.broken)}", good=False)
     elif change.slower:
         show_verdict(
             f"SLOWER than in {name}: {len(change.slower)} of {change.common}, in images/s", good=False

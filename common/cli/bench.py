@@ -11,6 +11,7 @@ from common.architecture import architecture
 from common.backend import BACKENDS
 from common.cli.options import (
     Arch,
+    Compile,
     Device,
     InputShape,
     check_device,
@@ -40,9 +41,7 @@ def bench(
     reference: Annotated[
         bool, typer.Option("--reference", help="Measure each framework's own network beside ours.")
     ] = False,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Compile PyTorch's network, as the other three always are.")
-    ] = False,
+    compile: Compile = False,
     device: Device = "cpu",
     against: Annotated[
         Path | None,
@@ -81,6 +80,8 @@ def bench(
     job = Job(arch, network, shape, sizes, tuple(m for m in MODES if m in modes), device, compile)
     before = comparing.read(against, job) if against else None
     folder = output_folder(out)
+    if against and against.resolve() == (folder / "bench.json").resolve():
+        raise BadInput(f"{against} would be written over; give --out another folder")
 
     contenders = [
         Contender(backend.name, name, is_reference)

@@ -68,6 +68,17 @@ def test_nothing_slower_is_said_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.splitlines()[-1] == "NOT SLOWER than in old.json: none of 12, in images/s"
 
 
+def test_what_worked_then_and_fails_now_is_worse_than_slow(capsys: pytest.CaptureFixture[str]) -> None:
+    now = bench_of("torch")
+    del now.cells[CELL]
+    now.failures = {str(CELL): "no such kernel", "mxnet float32 train, batch 64": "of nobody's interest"}
+    change = compare(record(bench_of("torch")), record(now))
+    assert not change.good
+    show(change, "old.json")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "BROKEN since old.json: torch float32 train, batch 64: no such kernel"
+
+
 def test_what_changed_besides_is_said() -> None:
     old, new = written(bench_of("torch", "mxnet")), written(bench_of("torch"))
     old["versions"] |= {"torch": "2.12.0", "jax": None}

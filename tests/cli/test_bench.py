@@ -127,15 +127,27 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_became_slower_decides_the_exit_code(
     tmp_path: Path, slower: float, exit_code: int, verdict: str
 ) -> None:
-    """The earlier measurement was so much slower; it may be overwritten, once it has been read."""
+    """The earlier measurement was so much slower."""
     old = results(Report(bench_of("torch", slower=slower), []))
     old |= {"input_shape": [1, 96, 96], "architecture": json.loads(architecture("resnet18").to_json())}
-    (tmp_path / "bench.json").write_text(json.dumps(old))
-    done = run_here("bench", "resnet18", "--out", tmp_path, "--against", tmp_path / "bench.json")
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    done = run_here("bench", "resnet18", "--out", tmp_path, "--against", tmp_path / "old.json")
     assert (done.returncode, done.stderr) == (exit_code, "")
     assert done.stdout.splitlines()[-1].startswith(verdict)
     written = json.loads((tmp_path / "bench.json").read_text())
     assert written["cells"][0]["images_per_second"] == old["cells"][0]["images_per_second"] * slower
+
+
+@pytest.mark.usefixtures("measured")
+def test_the_earlier_measurement_is_not_written_over(tmp_path: Path) -> None:
+    assert run_here("bench", "resnet18", "--out", tmp_path).returncode == 0
+    found = json.loads((tmp_path / "bench.json").read_text())
+    found |= {"input_shape": [1, 96, 96], "architecture": json.loads(architecture("resnet18").to_json())}
+    (tmp_path / "bench.json").write_text(json.dumps(found))
+    done = run_here("bench", "resnet18", "--out", tmp_path, "--against", tmp_path / "bench.json")
+    assert done.returncode == 2
+    assert "would be written over; give --out another folder" in done.stderr
+    assert json.loads((tmp_path / "bench.json").read_text()) == found
 
 
 def test_ctrl_c_ends_it_and_its_processes_at_once(backends: list[str], tmp_path: Path) -> None:
