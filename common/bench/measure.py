@@ -28,7 +28,7 @@ from common.proof.workers import Elsewhere, Worker
 from common.weights import initial_weights
 
 MODES = ("infer", "train")
-SECONDS = 0.3  # that the passes of a cell take in a round, at least
+SECONDS = 0.5  # that the passes of a cell take in a round, at least
 FEWEST, MOST = 2, 50  # passes of a cell that count in a round
 RATE, MOMENTUM = 0.01, 0.9
 PRODUCT = 2048  # rows and columns of the matrices whose product tells the machine's peak
