@@ -1,11 +1,13 @@
 """Where Flax is told to agree with the other three. Every trap is named, with its reason."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from flax import linen as nn
 from jax import Array, lax
+from jax import numpy as jnp
 
 # Trap: XLA takes three quarters of a GPU's memory at the start; another framework may need it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -17,9 +19,32 @@ _glorot = nn.initializers.glorot_uniform()
 # Trap: on a GPU, JAX rounds float32 products to TF32, ten bits of mantissa, unless told "highest".
 _precise = lax.Precision.HIGHEST
 
+
+def convolve(
+    X: Array, kernel: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], **options: Any
+) -> Array:
+    """Trap: a kernel with more pixels than the images is swapped with them, on a CPU 30 times as slow.
+
+    XLA does so in the gradient too, where the output takes the images' place. Zeros beyond the lower right
+    edge make both as large as the kernel; what they add to the output is cut off. The barriers keep XLA from
+    seeing through this. Of a single pixel it makes a matrix product, which is as quick.
+    """
+    height, width = kernel.shape[:2]
+    sizes = list(zip(X.shape[1:3], (height, width), strides, map(sum, padding), strict=True))
+    rows, columns = (1 + (size + zeros - reach) // stride for size, reach, stride, zeros in sizes)
+    if rows * columns >= height * width or X.shape[1:3] == (1, 1):
+        return lax.conv_general_dilated(X, kernel, strides, padding, **options)
+    below, right = (
+        max(0, stride * (reach - 1) + reach - zeros - size) for size, reach, stride, zeros in sizes
+    )
+    X = lax.optimization_barrier(jnp.pad(X, ((0, 0), (0, below), (0, right), (0, 0))))
+    Y = lax.optimization_barrier(lax.conv_general_dilated(X, kernel, strides, padding, **options))
+    return Y[:, :rows, :columns]
+
+
 # Trap: Flax pads "SAME", which at stride 2 on an even size is 0 before and 1 after.
 # A number pads both sides alike.
-Conv = partial(nn.Conv, padding=0, kernel_init=_glorot, precision=_precise)
+Conv = partial(nn.Conv, padding=0, kernel_init=_glorot, precision=_precise, conv_general_dilated=convolve)
 
 Dense = partial(nn.Dense, kernel_init=_glorot, precision=_precise)
 

@@ -50,7 +50,8 @@ class Model(contract.Model):
         if self.device == "cpu" and not shutil.which(compiler):
             raise BadInput(f"torch.compile needs a C++ compiler; install {compiler}, or do without compile")
         self._net.compile(fullgraph=True, dynamic=False)
-        self._net.activations = torch.compile(self._net.activations, fullgraph=True, dynamic=False)
+        activations = torch.compile(self._net.activations, fullgraph=True, dynamic=False)
+        self._net.activations = activations  # type: ignore[method-assign]
 
     @torch.no_grad()
     def _load_weights(self, weights: Weights) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from common import data, load_backend
 from common.architecture import Architecture
-from tests.helpers import SINGLE, built, deviation, random_batch, random_weights
+from tests.helpers import ROUNDING, SINGLE, built, deviation, random_batch, random_weights
 
 SMALL = Architecture(stages=((1, 4), (1, 6)), stem_channels=4)
 
@@ -209,3 +209,38 @@ def test_the_step_is_compiled_once_for_all_equal_networks(
         assert programs() == (2, 1)
         model.train_step(x, y, 0.1)
     assert programs() == (2, 2)  # without velocity and decay a step is another, and costs less
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5), (4, 4), (5, 3), (6, 6)])
+def test_a_convolution_of_small_images_is_the_same_and_not_swapped(
+    size: tuple[int, int], strides: tuple[int, int]
+) -> None:
+    """In output and gradients; XLA's own gives away by its window that the images serve as the kernel."""
+    import jax
+    from jax import lax
+
+    from resnet_jax.layers import convolve
+
+    generator = np.random.default_rng(0)
+    options = {"padding": [(1, 1), (1, 1)], "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    with jax.enable_x64(True):
+        X, kernel = generator.random((2, *size, 3)), generator.random((3, 3, 3, 5))
+
+        def both(convolution: Any) -> Any:
+            def loss(X: Any, kernel: Any) -> Any:
+                Y = convolution(X, kernel, strides, **options)
+                return (Y**2).sum(), Y
+
+            return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+        found, expected = (
+            both(convolution)(X, kernel) for convolution in (convolve, lax.conv_general_dilated)
+        )
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert a.shape == b.shape and deviation(a, b) <= ROUNDING
+        if size == (2, 2):
+            programs = [
+                both(c).lower(X, kernel).compile().as_text() for c in (convolve, lax.conv_general_dilated)
+            ]
+            assert ["size=2x2" in program for program in programs] == [False, True]
