@@ -120,7 +120,7 @@ def train(
 
 
 @partial(jax.jit, static_argnums=0)
-def infer(net: Example, params: Any, batch_stats: Any, X: Array) -> Array:
+def infer(net: Example, params: Any, batch_stats: Any, X: Array) -> Any:
     """Logits with running statistics."""
     return net.apply({"params": params, "batch_stats": batch_stats}, X, train=False)
 
