@@ -111,7 +111,10 @@ class Model(contract.Model):
         return self._tensor(x).to(memory_format=self._layout)
 
     def _tensor(self, array: NDArray) -> Tensor:
-        return torch.tensor(array, device=self._device)  # a copy: `from_numpy` shares memory
+        tensor = torch.tensor(array)  # a copy: `from_numpy` shares memory
+        if self.device == "gpu":
+            tensor = tensor.pin_memory()  # a GPU fetches it while it still computes the step before
+        return tensor.to(self._device, non_blocking=True)
 
     def _array(self, tensor: Tensor) -> NDArray:
         return tensor.detach().to("cpu", self._type).numpy()
