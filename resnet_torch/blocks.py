@@ -30,7 +30,8 @@ class Residual(nn.Module):
         Y = self.bn2(self.conv2(Y))
         if self.conv3 is not None:
             X = self.conv3(X)
-        return relu(Y + X)
+        Y += X
+        return relu(Y)
 
 
 class ResNeXtBlock(nn.Module):
@@ -73,4 +74,5 @@ class ResNeXtBlock(nn.Module):
         Y = self.bn3(self.conv3(Y))
         if self.conv4 is not None:
             X = self.bn4(self.conv4(X))
-        return relu(Y + X)
+        Y += X
+        return relu(Y)
