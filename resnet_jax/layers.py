@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 from flax import linen as nn
 from jax import Array, lax
 from jax import numpy as jnp
@@ -21,7 +22,7 @@ _precise = lax.Precision.HIGHEST
 
 
 def convolve(
-    X: Array, kernel: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], **options: Any
+    X: Array, kernel: Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], **options: Any
 ) -> Array:
     """Trap: a kernel with more pixels than the images is swapped with them, on a CPU 30 times as slow.
 
@@ -29,17 +30,13 @@ def convolve(
     edge make both as large as the kernel; what they add to the output is cut off. The barriers keep XLA from
     seeing through this. Of a single pixel it makes a matrix product, which is as quick.
     """
-    height, width = kernel.shape[:2]
-    sizes = list(zip(X.shape[1:3], (height, width), strides, map(sum, padding), strict=True))
-    rows, columns = (1 + (size + zeros - reach) // stride for size, reach, stride, zeros in sizes)
-    if rows * columns >= height * width or X.shape[1:3] == (1, 1):
-        return lax.conv_general_dilated(X, kernel, strides, padding, **options)
-    below, right = (
-        max(0, stride * (reach - 1) + reach - zeros - size) for size, reach, stride, zeros in sizes
-    )
+    plain = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
+    (height, width), (rows, columns) = kernel.shape[:2], jax.eval_shape(plain, X, kernel).shape[1:3]
+    if rows * columns >= height * width or X.shape[1:3] == (1, 1) or isinstance(padding, str):
+        return plain(X, kernel)
+    below, right = strides[0] * max(0, height - rows), strides[1] * max(0, width - columns)
     X = lax.optimization_barrier(jnp.pad(X, ((0, 0), (0, below), (0, right), (0, 0))))
-    Y = lax.optimization_barrier(lax.conv_general_dilated(X, kernel, strides, padding, **options))
-    return Y[:, :rows, :columns]
+    return lax.optimization_barrier(plain(X, kernel))[:, :rows, :columns]
 
 
 # Trap: Flax pads "SAME", which at stride 2 on an even size is 0 before and 1 after.
