@@ -318,8 +318,7 @@ def test_augmentation_changes_with_epoch_and_seed_and_leaves_the_images_alone() 
 # Getting ready ahead
 
 
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+Threads = Callable[[], list[threading.Thread]]
 
 
 def soon(true: Callable[[], bool]) -> bool:
@@ -331,10 +330,18 @@ def soon(true: Callable[[], bool]) -> bool:
 
 
 @pytest.fixture
-def no_threads_left() -> Iterator[None]:
-    assert soon(lambda: not threads())
-    yield
-    assert soon(lambda: not threads())
+def threads() -> Iterator[Threads]:
+    """The threads of `prefetch` since the test began; none may be left when it ends.
+
+    Another test's may still be here: an exception kept by a reference cycle keeps the loader it interrupted.
+    """
+    before = set(threading.enumerate())
+
+    def begun() -> list[threading.Thread]:
+        return [each for each in threading.enumerate() if each.name == "prefetch" and each not in before]
+
+    yield begun
+    assert soon(lambda: not begun())
 
 
 class Counted:
@@ -356,14 +363,14 @@ def test_prefetch_keeps_items_and_order(count: int, depth: int) -> None:
     assert list(data.prefetch(iter(range(count)), depth)) == list(range(count))
 
 
-def test_prefetch_passes_arrays_and_none_through(no_threads_left: None) -> None:
+def test_prefetch_passes_arrays_and_none_through(threads: Threads) -> None:
     items = [np.zeros(3), None, (np.ones(2), np.ones(2))]
     for found, item in zip(data.prefetch(iter(items)), items, strict=True):
         assert found is item
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_prefetch_works_ahead_but_not_without_bound(no_threads_left: None, depth: int) -> None:
+def test_prefetch_works_ahead_but_not_without_bound(threads: Threads, depth: int) -> None:
     source = Counted()
     ahead = data.prefetch(source, depth)
     assert source.asked == 0 and not threads()
@@ -376,7 +383,7 @@ def test_prefetch_works_ahead_but_not_without_bound(no_threads_left: None, depth
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_prefetch_raises_an_error_in_its_turn(no_threads_left: None, error: type[BaseException]) -> None:
+def test_prefetch_raises_an_error_in_its_turn(threads: Threads, error: type[BaseException]) -> None:
     def broken() -> Iterator[int]:
         yield 0
         yield 1
@@ -390,7 +397,7 @@ def test_prefetch_raises_an_error_in_its_turn(no_threads_left: None, error: type
 
 
 @pytest.mark.parametrize("how", ["close", "forget", "cycle", "interrupt", "before the start"])
-def test_prefetch_ends_its_thread_with_the_consumer(no_threads_left: None, how: str) -> None:
+def test_prefetch_ends_its_thread_with_the_consumer(threads: Threads, how: str) -> None:
     source = Counted()
     ahead = data.prefetch(source)
     if how != "before the start":
@@ -418,7 +425,7 @@ def test_prefetch_ends_its_thread_with_the_consumer(no_threads_left: None, how: 
     assert source.asked == asked
 
 
-def test_prefetch_closes_while_an_item_is_being_made(no_threads_left: None) -> None:
+def test_prefetch_closes_while_an_item_is_being_made(threads: Threads) -> None:
     go_on = threading.Event()
 
     def slow() -> Iterator[int]:
@@ -444,7 +451,7 @@ def test_an_open_dataloader_does_not_keep_the_program_from_ending() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "64\n", "")
 
 
-def test_many_abandoned_dataloaders_leave_no_thread(no_threads_left: None) -> None:
+def test_many_abandoned_dataloaders_leave_no_thread(threads: Threads) -> None:
     module = data.FashionMNIST(10, augment=("flip", "crop"))
     for _ in range(50):
         next(module.train_dataloader())
