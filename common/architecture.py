@@ -14,7 +14,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from common.errors import BadInput
@@ -30,8 +30,9 @@ def _basic(*depths: int) -> dict[str, Any]:
 def _bottleneck(*depths: int, bot_mul: float, width: int) -> dict[str, Any]:
     """Stages of these depths of bottlenecks; `width` is that of a group in the first stage, then it doubles.
 
-    A ResNet's bottleneck is one group (He et al. 2015, table 1); a ResNeXt named 32×4d has 32 of width 4
-    (Xie et al. 2016, table 1). The stride is on the 3×3 convolution, as in torchvision ("v1.5").
+    A ResNet's bottleneck is one group (He et al. 2015, table 1), a wide one's is twice as wide (Zagoruyko
+    and Komodakis 2016); a ResNeXt named 32×4d has 32 groups of width 4 (Xie et al. 2016, table 1). The
+    stride is on the 3×3 convolution, as in torchvision ("v1.5").
     """
     return {
         "stages": tuple(zip(depths, (256, 512, 1024, 2048), strict=True)),
@@ -50,7 +51,13 @@ ZOO: dict[str, dict[str, Any]] = {
     "resnext50_32x4d": _bottleneck(3, 4, 6, 3, bot_mul=0.5, width=4),
     "resnext101_32x8d": _bottleneck(3, 4, 23, 3, bot_mul=1.0, width=8),
     "resnext101_64x4d": _bottleneck(3, 4, 23, 3, bot_mul=1.0, width=4),
+    "wide_resnet50_2": _bottleneck(3, 4, 6, 3, bot_mul=0.5, width=128),
+    "wide_resnet101_2": _bottleneck(3, 4, 23, 3, bot_mul=0.5, width=128),
 }
+
+PADDINGS = ("symmetric", "same")
+# What no tensor shows, and frameworks do differently in networks of one name.
+CONVENTIONS = ("stride_on", "epsilon", "padding", "stem_padding", "decay")
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,11 @@ class Block:
     strides: int
     groups: int | None
     bot_mul: float
+    shortcut_norm: bool = False
+    stride_on: str = "3x3"
+    epsilon: float = 1e-5
+    padding: str = "symmetric"
+    decay: float = 0.9
 
     @property
     def use_1x1conv(self) -> bool:
@@ -77,15 +89,24 @@ class Block:
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `Residual`, or of `ResNeXtBlock` where `groups` is set."""
-        shortcut = {"use_1x1conv": self.use_1x1conv, "strides": self.strides}
-        if self.groups is None:
-            return {"num_channels": self.num_channels, **shortcut}
-        return {
+        options: dict[str, Any] = {
             "num_channels": self.num_channels,
-            "groups": self.groups,
-            "bot_mul": self.bot_mul,
-            **shortcut,
+            "use_1x1conv": self.use_1x1conv,
+            "strides": self.strides,
+            "epsilon": self.epsilon,
+            "padding": self.padding,
+            "decay": self.decay,
         }
+        if self.groups is None:
+            return {**options, "shortcut_norm": self.shortcut_norm}
+        return {**options, "groups": self.groups, "bot_mul": self.bot_mul, "stride_on": self.stride_on}
+
+    @property
+    def chain(self) -> tuple[int, ...]:
+        """The strides of the convolutions that the shortcut goes around: conv1, conv2, …"""
+        if self.groups is None:
+            return self.strides, 1
+        return *bottleneck_strides(self.strides, self.stride_on), 1
 
     def layers(self) -> list[tuple[str, Shape]]:
         """Layers in the order data meets them: ("conv1", OIHW shape) or ("bn1", (channels,))."""
@@ -95,6 +116,8 @@ class Block:
         if self.groups is None:
             layers = [("conv1", (c, c_in, 3, 3)), ("bn1", (c,)), ("conv2", (c, c, 3, 3)), ("bn2", (c,))]
             shortcut = [("conv3", (c, c_in, 1, 1))]
+            if self.shortcut_norm:
+                shortcut.append(("bn3", (c,)))
         else:
             layers = [
                 ("conv1", (bot, c_in, 1, 1)),
@@ -121,6 +144,15 @@ class Architecture:
         groups: for "resnext", the *width of a group* (the d2l name misleads): one number, or
             one per stage. The 3×3 convolution then has `bot_channels // groups` groups.
         bot_mul: for "resnext", bottleneck channels over block channels.
+        shortcut_norm: for "residual", batch norm on the shortcuts' convolutions, as "resnext" always has it
+            (He et al. 2015, section 3.4); the chapter has none.
+        stride_on: for "resnext", the convolution of a bottleneck that carries its stride: "3x3", or "1x1",
+            the first, as the paper has it.
+        epsilon: what batch norm adds to the variance.
+        padding: of the 3×3 convolutions and the max-pool: "symmetric", or "same", which is as little as makes
+            ⌈H / stride⌉ rows, the odd one below; likewise columns.
+        stem_padding: of the 7×7 convolution, likewise.
+        decay: share of the old value that a running statistic keeps in training.
 
     Raises:
         ValueError: if the network cannot be built, saying why.
@@ -133,6 +165,12 @@ class Architecture:
     stem_channels: int = 64
     groups: int | tuple[int, ...] | None = None
     bot_mul: float = 1.0
+    shortcut_norm: bool = False
+    stride_on: str = "3x3"
+    epsilon: float = 1e-5
+    padding: str = "symmetric"
+    stem_padding: str = "symmetric"
+    decay: float = 0.9
 
     def __post_init__(self) -> None:
         try:
@@ -151,14 +189,35 @@ class Architecture:
                 raise BadInput(f"{name} must be a whole number from 1 up, not {value!r}")
             object.__setattr__(self, name, int(value))
 
+        self._check_conventions()
         if self.block == "residual":
-            if self.groups is not None or self.bot_mul != 1.0:
-                raise BadInput("groups and bot_mul belong to block='resnext'; leave them out for 'residual'")
+            if self.groups is not None or self.bot_mul != 1.0 or self.stride_on != "3x3":
+                raise BadInput(
+                    "groups, bot_mul and stride_on belong to block='resnext'; leave them out for 'residual'"
+                )
         elif self.block == "resnext":
+            if self.shortcut_norm:
+                raise BadInput(
+                    "shortcut_norm belongs to block='residual'; leave it out for 'resnext', which has it"
+                )
             object.__setattr__(self, "groups", self._groups_per_stage())
             self._check_bottlenecks()
         else:
             raise BadInput(f"block must be 'residual' or 'resnext', not {self.block!r}")
+
+    def _check_conventions(self) -> None:
+        if not isinstance(self.shortcut_norm, bool):
+            raise BadInput(f"shortcut_norm must be True or False, not {self.shortcut_norm!r}")
+        bottleneck_strides(1, self.stride_on)
+        for name in ("padding", "stem_padding"):
+            if (value := getattr(self, name)) not in PADDINGS:
+                raise BadInput(f"{name} must be 'symmetric' or 'same', not {value!r}")
+        if not _is_number(self.epsilon) or not 0 < self.epsilon < math.inf:
+            raise BadInput(f"epsilon must be a number above 0, not {self.epsilon!r}")
+        if not _is_number(self.decay) or not 0 <= self.decay < 1:
+            raise BadInput(f"decay must be a number from 0 up and below 1, not {self.decay!r}")
+        object.__setattr__(self, "epsilon", float(self.epsilon))
+        object.__setattr__(self, "decay", float(self.decay))
 
     def _groups_per_stage(self) -> tuple[int, ...]:
         groups: Any = self.groups if isinstance(self.groups, Sequence) else (self.groups,) * len(self.stages)
@@ -182,14 +241,17 @@ class Architecture:
 
     def blocks(self) -> list[list[Block]]:
         """The blocks of each stage. The first block of every stage but the first has stride 2."""
+        names = ("shortcut_norm", "stride_on", "epsilon", "padding", "decay")
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
         stages, in_channels = [], self.stem_channels
         for i, (num_residuals, num_channels) in enumerate(self.stages):
             groups = self.groups[i] if isinstance(self.groups, tuple) else None
             stage = []
             for j in range(num_residuals):
                 strides = 2 if j == 0 and i > 0 else 1
+                name = f"b{i + 2}.{j}"
                 stage.append(
-                    Block(f"b{i + 2}.{j}", in_channels, num_channels, strides, groups, float(self.bot_mul))
+                    Block(name, in_channels, num_channels, strides, groups, float(self.bot_mul), **options)
                 )
                 in_channels = num_channels
             stages.append(stage)
@@ -222,6 +284,8 @@ class Architecture:
     def is_like(self, other: Architecture) -> bool:
         """Whether both are the same network, image channels and classes aside."""
         other = dataclasses.replace(other, in_channels=self.in_channels, num_classes=self.num_classes)
+        if any(getattr(self, name) != getattr(other, name) for name in CONVENTIONS):
+            return False
         return self.parameter_shapes() == other.parameter_shapes()
 
     @property
@@ -261,6 +325,18 @@ class Architecture:
 def _is_count(value: Any) -> bool:
     """Whether this is a whole number from 1 up, of Python or NumPy."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+
+
+def _is_number(value: Any) -> bool:
+    """Whether this is a real number of Python or NumPy; NaN is one, too."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def bottleneck_strides(strides: Any, stride_on: str) -> tuple[Any, Any]:
+    """Strides of a bottleneck's first 1×1 convolution and of its 3×3 one; `ValueError` for another place."""
+    if stride_on not in ("3x3", "1x1"):
+        raise BadInput(f"stride_on must be '3x3' or '1x1', not {stride_on!r}")
+    return (strides, 1) if stride_on == "1x1" else (1, strides)
 
 
 def check_bottleneck(num_channels: int, groups: int | None, bot_mul: float) -> None:

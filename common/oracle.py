@@ -18,16 +18,31 @@ from common.architecture import Architecture, Block
 from common.errors import BadInput
 from common.weights import Weights, is_statistic
 
-EPSILON = 1e-5  # added to the variance in batch norm
-DECAY = 0.9  # share of the old value that a running statistic keeps
-
 Array = NDArray[np.floating]
+Pads = list[tuple[int, int]]  # pixels above and below, left and right
 
 
-def pad(x: Array, padding: int, value: float = 0.0) -> Array:
-    """(N, C, H, W) → (N, C, H + 2p, W + 2p)."""
-    p = padding
-    return np.pad(x, ((0, 0), (0, 0), (p, p), (p, p)), constant_values=value)
+def pads(x: Array, size: int, stride: int, padding: str) -> Pads:
+    """What goes around images (N, C, H, W) before windows of this size and stride are cut out of them.
+
+    "symmetric" is size // 2 on every side. "same" is as little as makes ⌈H / stride⌉ rows of windows and
+    ⌈W / stride⌉ columns; where it is odd, the one pixel more is below, or on the right.
+    """
+    if padding == "symmetric":
+        return [(size // 2, size // 2)] * 2
+    totals = [max((-(-pixels // stride) - 1) * stride + size - pixels, 0) for pixels in x.shape[2:]]
+    return [(total // 2, total - total // 2) for total in totals]
+
+
+def pad(x: Array, around: Pads, value: float = 0.0) -> Array:
+    """(N, C, H, W) → (N, C, top + H + bottom, left + W + right)."""
+    return np.pad(x, ((0, 0), (0, 0), *around), constant_values=value)
+
+
+def unpad(x: Array, around: Pads) -> Array:
+    """The images that `pad` was given."""
+    (top, bottom), (left, right) = around
+    return x[:, :, top : x.shape[2] - bottom, left : x.shape[3] - right]
 
 
 def windows(x: Array, size: int, stride: int) -> Array:
@@ -46,7 +61,7 @@ def scatter_windows(dwindows: Array, shape: tuple[int, ...], stride: int) -> Arr
 
 
 def convolution(
-    x: Array, weight: Array, bias: Array, stride: int = 1, padding: int = 0
+    x: Array, weight: Array, bias: Array, stride: int = 1, padding: str = "symmetric"
 ) -> tuple[Array, Callable]:
     """Cross-correlation in groups, as a matrix product over unrolled windows (im2col).
 
@@ -54,7 +69,8 @@ def convolution(
     """
     (n, c), (o, c_group, k, _) = x.shape[:2], weight.shape
     groups = c // c_group
-    padded = pad(x, padding)
+    around = pads(x, k, stride, padding)
+    padded = pad(x, around)
     patches = windows(padded, k, stride)  # (N, C, H', W', k, k)
     height, width = patches.shape[2:4]
 
@@ -72,8 +88,7 @@ def convolution(
         dweight = (dproduct @ columns.transpose(0, 2, 1)).reshape(weight.shape)
         dcolumns = matrix.transpose(0, 2, 1) @ dproduct
         dpatches = dcolumns.reshape(c, k, k, n, height, width).transpose(3, 0, 4, 5, 1, 2)
-        dpadded = scatter_windows(dpatches, padded.shape, stride)
-        dx = dpadded[:, :, padding : padding + x.shape[2], padding : padding + x.shape[3]]
+        dx = unpad(scatter_windows(dpatches, padded.shape, stride), around)
         return dx, dweight, dy.sum((0, 2, 3))
 
     return y, backward
@@ -88,20 +103,22 @@ def channel_mean(x: Array) -> Array:
     return x.mean((2, 3)).mean(0)
 
 
-def batch_norm(x: Array, weight: Array, bias: Array, mean: Array, var: Array) -> Array:
+def batch_norm(x: Array, weight: Array, bias: Array, mean: Array, var: Array, epsilon: float) -> Array:
     """Normalise each channel with given statistics. Ioffe and Szegedy (2015), algorithm 2."""
-    scale = weight / np.sqrt(var + EPSILON)
+    scale = weight / np.sqrt(var + epsilon)
     return (x - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
 
 
-def batch_norm_training(x: Array, weight: Array, bias: Array) -> tuple[Array, Array, Array, Callable]:
+def batch_norm_training(
+    x: Array, weight: Array, bias: Array, epsilon: float
+) -> tuple[Array, Array, Array, Callable]:
     """Normalise each channel with its own mean and biased variance, which are returned too.
 
     Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1 and section 3.
     """
     mean = channel_mean(x)
     var = channel_mean((x - mean[:, None, None]) ** 2)
-    deviation = np.sqrt(var + EPSILON)[:, None, None]
+    deviation = np.sqrt(var + epsilon)[:, None, None]
     normalised = (x - mean[:, None, None]) / deviation
     y = normalised * weight[:, None, None] + bias[:, None, None]
 
@@ -119,9 +136,10 @@ def relu(x: Array) -> tuple[Array, Callable]:
     return np.maximum(x, 0), lambda dy: dy * (x > 0)
 
 
-def max_pool(x: Array, size: int = 3, stride: int = 2, padding: int = 1) -> tuple[Array, Callable]:
+def max_pool(x: Array, padding: str, size: int = 3, stride: int = 2) -> tuple[Array, Callable]:
     """Largest value of each window, over −∞ outside the image; the first one gets the gradient."""
-    padded = pad(x, padding, -np.inf)
+    around = pads(x, size, stride, padding)
+    padded = pad(x, around, -np.inf)
     patches = windows(padded, size, stride)
     flat = patches.reshape(*patches.shape[:4], size * size)
     largest = flat.argmax(-1)[..., None]
@@ -129,8 +147,7 @@ def max_pool(x: Array, size: int = 3, stride: int = 2, padding: int = 1) -> tupl
     def backward(dy: Array) -> Array:
         dflat = np.zeros(flat.shape)
         np.put_along_axis(dflat, largest, dy[..., None], -1)
-        dpadded = scatter_windows(dflat.reshape(patches.shape), padded.shape, stride)
-        return dpadded[:, :, padding : padding + x.shape[2], padding : padding + x.shape[3]]
+        return unpad(scatter_windows(dflat.reshape(patches.shape), padded.shape, stride), around)
 
     return np.take_along_axis(flat, largest, -1)[..., 0], backward
 
@@ -165,7 +182,8 @@ def softmax_cross_entropy(logits: Array, labels: NDArray[np.integer]) -> tuple[f
 class Pass:
     """One pass through the network: layers by canonical name, gradients and statistics as they come."""
 
-    def __init__(self, weights: Weights, training: bool) -> None:
+    def __init__(self, arch: Architecture, weights: Weights, training: bool) -> None:
+        self.arch = arch
         self.weights = weights
         self.training = training
         self.gradients: Weights = {}
@@ -176,7 +194,9 @@ class Pass:
     max_pool = staticmethod(max_pool)
     global_average_pool = staticmethod(global_average_pool)
 
-    def convolution(self, name: str, x: Array, stride: int, padding: int) -> tuple[Array, Callable]:
+    def convolution(
+        self, name: str, x: Array, stride: int = 1, padding: str = "symmetric"
+    ) -> tuple[Array, Callable]:
         """A convolution layer."""
         y, backward = convolution(x, *self._parameters(name), stride, padding)
         return y, self._collect(name, backward)
@@ -185,10 +205,14 @@ class Pass:
         """A batch norm layer; in training it notes what the running statistics become."""
         mean, var = (self.weights[f"{name}.{statistic}"] for statistic in ("running_mean", "running_var"))
         if not self.training:
-            return batch_norm(x, *self._parameters(name), mean, var), evaluation_has_no_gradient
-        y, batch_mean, batch_var, backward = batch_norm_training(x, *self._parameters(name))
-        self.running[f"{name}.running_mean"] = DECAY * mean + (1 - DECAY) * batch_mean
-        self.running[f"{name}.running_var"] = DECAY * var + (1 - DECAY) * batch_var
+            y = batch_norm(x, *self._parameters(name), mean, var, self.arch.epsilon)
+            return y, evaluation_has_no_gradient
+        y, batch_mean, batch_var, backward = batch_norm_training(
+            x, *self._parameters(name), self.arch.epsilon
+        )
+        decay = self.arch.decay
+        self.running[f"{name}.running_mean"] = decay * mean + (1 - decay) * batch_mean
+        self.running[f"{name}.running_var"] = decay * var + (1 - decay) * batch_var
         return y, self._collect(name, backward)
 
     def dense(self, name: str, x: Array) -> tuple[Array, Callable]:
@@ -198,33 +222,29 @@ class Pass:
 
     def stem(self, x: Array) -> tuple[Array, Callable]:
         """b1: 7×7 convolution at stride 2, batch norm, ReLU, 3×3 max-pool at stride 2."""
-        y, convolution_back = self.convolution("b1.conv", x, stride=2, padding=3)  # H → ⌈H / 2⌉
+        y, convolution_back = self.convolution("b1.conv", x, 2, self.arch.stem_padding)  # H → ⌈H / 2⌉
         y, norm_back = self.batch_norm("b1.bn", y)
         y, relu_back = self.relu(y)
-        y, pool_back = self.max_pool(y)  # → ⌈H / 4⌉
+        y, pool_back = self.max_pool(y, self.arch.padding)  # → ⌈H / 4⌉
         return y, lambda dy: convolution_back(norm_back(relu_back(pool_back(dy))))
 
     def block(self, block: Block, x: Array) -> tuple[Array, Callable]:
         """Residual or ResNeXtBlock: a chain of convolutions and the shortcut, added, then ReLU."""
-        chain = ["1", "2"] if block.groups is None else ["1", "2", "3"]
-        strided = "1" if block.groups is None else "2"  # the convolution that carries the stride
         y, backs = x, []
-        for i in chain:
-            size = self.weights[f"{block.name}.conv{i}.weight"].shape[-1]
-            stride = block.strides if i == strided else 1
-            y, convolution_back = self.convolution(f"{block.name}.conv{i}", y, stride, padding=size // 2)
+        for i, stride in enumerate(block.chain, start=1):
+            y, convolution_back = self.convolution(f"{block.name}.conv{i}", y, stride, block.padding)
             y, norm_back = self.batch_norm(f"{block.name}.bn{i}", y)
             backs += [convolution_back, norm_back]
-            if i != chain[-1]:
+            if i < len(block.chain):
                 y, relu_back = self.relu(y)
                 backs.append(relu_back)
 
         shortcut, shortcut_backs = x, []
         if block.use_1x1conv:
-            i = str(len(chain) + 1)
-            shortcut, convolution_back = self.convolution(f"{block.name}.conv{i}", x, block.strides, 0)
+            i = len(block.chain) + 1
+            shortcut, convolution_back = self.convolution(f"{block.name}.conv{i}", x, block.strides)
             shortcut_backs.append(convolution_back)
-            if block.groups is not None:  # ResNeXtBlock normalises its shortcut, Residual does not
+            if block.groups is not None or block.shortcut_norm:
                 shortcut, norm_back = self.batch_norm(f"{block.name}.bn{i}", shortcut)
                 shortcut_backs.append(norm_back)
         y, addition_back = self.addition(y, shortcut)
@@ -245,11 +265,11 @@ class Pass:
         logits, dense_back = self.dense("last", y)
         return logits, lambda dy: pool_back(dense_back(dy))
 
-    def network(self, arch: Architecture, x: Array) -> tuple[list[Array], Callable]:
+    def network(self, x: Array) -> tuple[list[Array], Callable]:
         """The outputs of b1, b2, …, last, and the way back from the logits."""
         y, back = self.stem(x)
         outputs, backs = [y], [back]
-        for stage in arch.blocks():
+        for stage in self.arch.blocks():
             for block in stage:
                 y, back = self.block(block, y)
                 backs.append(back)
@@ -297,12 +317,12 @@ class Model(contract.Model):
         return self._activations(x)["last"]
 
     def _activations(self, x: Array) -> dict[str, Array]:
-        outputs, _ = Pass(self._state, training=False).network(self.arch, x)
+        outputs, _ = Pass(self.arch, self._state, training=False).network(x)
         return dict(zip(self.arch.stage_names(), outputs, strict=True))
 
     def _loss_and_gradients(self, x: Array, y: NDArray) -> contract.Evaluation:
-        training = Pass(self._state, training=True)
-        outputs, backward = training.network(self.arch, x)
+        training = Pass(self.arch, self._state, training=True)
+        outputs, backward = training.network(x)
         loss, dlogits = softmax_cross_entropy(outputs[-1], y)
         backward(dlogits)
         gradients = {name: training.gradients[name] for name in self._state if not is_statistic(name)}

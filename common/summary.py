@@ -79,8 +79,9 @@ def parts(arch: Architecture, input_shape: Shape, depth: str = "stages") -> list
             before = height * width
             if block.strides == 2:
                 height, width = _half(height), _half(width)
-            macs = sum(  # a bottleneck's first convolution comes before the stride
-                math.prod(shape) * (before if block.groups and layer == "conv1" else height * width)
+            conv1 = before if block.chain[0] == 1 else height * width  # the others come after the stride
+            macs = sum(
+                math.prod(shape) * (conv1 if layer == "conv1" else height * width)
                 for layer, shape in block.layers()
                 if layer.startswith("conv")
             )

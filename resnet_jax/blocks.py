@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from common.architecture import check_bottleneck
+from common.architecture import bottleneck_strides, check_bottleneck
 from resnet_jax.layers import BatchNorm, Conv
 
 
@@ -17,6 +17,8 @@ class Residual(nn.Module):
         num_channels: output channels.
         use_1x1conv: give the shortcut a 1×1 convolution, where the shape changes.
         strides: stride of the first convolution and of the shortcut's, a number or a pair.
+        shortcut_norm: give the shortcut's convolution a batch norm, too.
+        epsilon, padding, decay: as in `Architecture`; the defaults are the chapter's.
         training: normalise with batch statistics and update the running ones.
         dtype: of the products and the output; by default the widest of images and parameters.
     """
@@ -24,17 +26,29 @@ class Residual(nn.Module):
     num_channels: int
     use_1x1conv: bool = False
     strides: int | tuple[int, int] = 1
+    shortcut_norm: bool = False
+    epsilon: float = 1e-5
+    padding: str = "symmetric"
+    decay: float = 0.9
     training: bool = True
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         conv = partial(Conv, dtype=self.dtype)
-        norm = partial(BatchNorm, use_running_average=not self.training, dtype=self.dtype)
-        self.conv1 = conv(self.num_channels, kernel_size=(3, 3), padding=1, strides=self.strides)
-        self.conv2 = conv(self.num_channels, kernel_size=(3, 3), padding=1)
+        norm = partial(
+            BatchNorm,
+            epsilon=self.epsilon,
+            momentum=self.decay,
+            use_running_average=not self.training,
+            dtype=self.dtype,
+        )
+        self.conv1 = conv(self.num_channels, kernel_size=(3, 3), padding=self.padding, strides=self.strides)
+        self.conv2 = conv(self.num_channels, kernel_size=(3, 3), padding=self.padding)
         self.conv3 = None
+        self.bn3 = None
         if self.use_1x1conv:
             self.conv3 = conv(self.num_channels, kernel_size=(1, 1), strides=self.strides)
+            self.bn3 = norm() if self.shortcut_norm else None
         self.bn1 = norm()
         self.bn2 = norm()
 
@@ -43,6 +57,8 @@ class Residual(nn.Module):
         Y = self.bn2(self.conv2(Y))
         if self.conv3 is not None:
             X = self.conv3(X)
+        if self.bn3 is not None:
+            X = self.bn3(X)
         return nn.relu(Y + X)
 
 
@@ -56,6 +72,8 @@ class ResNeXtBlock(nn.Module):
         bot_mul: bottleneck channels over output channels.
         use_1x1conv: give the shortcut a 1×1 convolution, where the shape changes.
         strides: stride of the 3×3 convolution and of the shortcut's, a number or a pair.
+        stride_on: the convolution that has the stride in place of the 3×3 one: "1x1" is the first.
+        epsilon, padding, decay: as in `Architecture`; the defaults are the chapter's.
         training: normalise with batch statistics and update the running ones.
         dtype: of the products and the output; by default the widest of images and parameters.
 
@@ -68,6 +86,10 @@ class ResNeXtBlock(nn.Module):
     bot_mul: float
     use_1x1conv: bool = False
     strides: int | tuple[int, int] = 1
+    stride_on: str = "3x3"
+    epsilon: float = 1e-5
+    padding: str = "symmetric"
+    decay: float = 0.9
     training: bool = True
     dtype: DTypeLike | None = None
 
@@ -77,14 +99,21 @@ class ResNeXtBlock(nn.Module):
 
     def setup(self) -> None:
         conv = partial(Conv, dtype=self.dtype)
-        norm = partial(BatchNorm, use_running_average=not self.training, dtype=self.dtype)
+        norm = partial(
+            BatchNorm,
+            epsilon=self.epsilon,
+            momentum=self.decay,
+            use_running_average=not self.training,
+            dtype=self.dtype,
+        )
         bot_channels = int(round(self.num_channels * self.bot_mul))
-        self.conv1 = conv(bot_channels, kernel_size=(1, 1))
+        first, middle = bottleneck_strides(self.strides, self.stride_on)
+        self.conv1 = conv(bot_channels, kernel_size=(1, 1), strides=first)
         self.conv2 = conv(
             bot_channels,
             kernel_size=(3, 3),
-            padding=1,
-            strides=self.strides,
+            padding=self.padding,
+            strides=middle,
             feature_group_count=bot_channels // self.groups,
         )
         self.conv3 = conv(self.num_channels, kernel_size=(1, 1))

@@ -30,18 +30,40 @@ def convolve(
     edge make both as large as the kernel; what they add to the output is cut off. The barriers keep XLA from
     seeing through this. Of a single pixel it makes a matrix product, which is as quick.
     """
+    if isinstance(padding, str):
+        rates = options.get("rhs_dilation") or (1, 1)
+        reach = [(size - 1) * rate + 1 for size, rate in zip(kernel.shape[:2], rates, strict=True)]
+        padding = lax.padtype_to_pads(X.shape[1:3], reach, strides, padding.upper())
     plain = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
     (height, width), (rows, columns) = kernel.shape[:2], jax.eval_shape(plain, X, kernel).shape[1:3]
-    if rows * columns >= height * width or X.shape[1:3] == (1, 1) or isinstance(padding, str):
+    if rows * columns >= height * width or X.shape[1:3] == (1, 1):
         return plain(X, kernel)
     below, right = strides[0] * max(0, height - rows), strides[1] * max(0, width - columns)
     X = lax.optimization_barrier(jnp.pad(X, ((0, 0), (0, below), (0, right), (0, 0))))
     return lax.optimization_barrier(plain(X, kernel))[:, :rows, :columns]
 
 
-# Trap: Flax pads "SAME", which at stride 2 on an even size is 0 before and 1 after.
-# A number pads both sides alike.
-Conv = partial(nn.Conv, padding=0, kernel_init=_glorot, precision=_precise, conv_general_dilated=convolve)
+def Conv(features: int, kernel_size: tuple[int, int], padding: int | str = 0, **options: Any) -> nn.Conv:
+    """Convolution over (N, H, W, C).
+
+    `padding` is "symmetric", kernel_size // 2 zeros on every side; Flax's "same"; or a number of zeros.
+
+    Trap: Flax pads "SAME" by default, which at stride 2 on an even size is 0 before and 1 after.
+    """
+    return nn.Conv(
+        features,
+        kernel_size,
+        padding=_pads(kernel_size) if padding == "symmetric" else padding,
+        kernel_init=_glorot,
+        precision=_precise,
+        conv_general_dilated=convolve,
+        **options,
+    )
+
+
+def _pads(kernel_size: tuple[int, int]) -> list[tuple[int, int]]:
+    return [(size // 2, size // 2) for size in kernel_size]
+
 
 Dense = partial(nn.Dense, kernel_init=_glorot, precision=_precise)
 
@@ -70,9 +92,9 @@ class Sequential(nn.Module):
         return X
 
 
-def max_pool(X: Array) -> Array:
-    """3×3 max-pool at stride 2 with one pixel of −∞ on every side; "SAME" would pad one side only."""
-    return nn.max_pool(X, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+def max_pool(X: Array, padding: str = "symmetric") -> Array:
+    """3×3 max-pool at stride 2 over (N, H, W, C); `padding`, of −∞, is "symmetric" or "same"."""
+    return nn.max_pool(X, (3, 3), strides=(2, 2), padding="SAME" if padding == "same" else _pads((3, 3)))
 
 
 def global_average_pool(X: Array) -> Array:

@@ -41,14 +41,24 @@ class ResNet(Classifier):
 
     def b1(self) -> Sequential:
         """The stem: (N, H, W, C) → (N, ⌈H/4⌉, ⌈W/4⌉, stem_channels)."""
+        arch = self.arch
         return Sequential(
             {
                 "conv": Conv(
-                    self.arch.stem_channels, kernel_size=(7, 7), strides=2, padding=3, dtype=self.dtype
+                    arch.stem_channels,
+                    kernel_size=(7, 7),
+                    strides=2,
+                    padding=arch.stem_padding,
+                    dtype=self.dtype,
                 ),
-                "bn": BatchNorm(use_running_average=not self.training, dtype=self.dtype),
+                "bn": BatchNorm(
+                    epsilon=arch.epsilon,
+                    momentum=arch.decay,
+                    use_running_average=not self.training,
+                    dtype=self.dtype,
+                ),
                 "relu": nn.relu,
-                "pool": max_pool,
+                "pool": partial(max_pool, padding=arch.padding),
             }
         )
 
@@ -105,3 +115,11 @@ class ResNeXt101_32x8d(Published):
 
 class ResNeXt101_64x4d(Published):
     """ResNeXt-101 64×4d (Xie et al. 2016, section 5.1)."""
+
+
+class Wide_ResNet50_2(Published):
+    """ResNet-50 with bottlenecks twice as wide (Zagoruyko and Komodakis 2016, section 3)."""
+
+
+class Wide_ResNet101_2(Published):
+    """ResNet-101 with bottlenecks twice as wide (Zagoruyko and Komodakis 2016, section 3)."""

@@ -13,6 +13,8 @@ from resnet_mxnet.resnet import (
     ResNeXt50_32x4d,
     ResNeXt101_32x8d,
     ResNeXt101_64x4d,
+    Wide_ResNet50_2,
+    Wide_ResNet101_2,
 )
 from resnet_mxnet.training import Classifier, Trainer
 
@@ -31,4 +33,6 @@ __all__ = [
     "ResNet152",
     "Residual",
     "Trainer",
+    "Wide_ResNet50_2",
+    "Wide_ResNet101_2",
 ]

@@ -4,11 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon, init
 from mxnet.gluon import nn
+
+from common.errors import BadInput
 
 
 @init.register
@@ -27,7 +30,45 @@ class Glorot(init.Xavier):
         arr[:] = drawn
 
 
-Conv2D = partial(nn.Conv2D, weight_initializer=Glorot())
+class Conv2D(nn.Conv2D):
+    """Convolution over (N, C, H, W).
+
+    `padding` is "symmetric", kernel_size // 2 zeros on every side; "same"; or a number of zeros.
+
+    Trap: TensorFlow and Flax pad "same" with as little as makes ⌈H / stride⌉ rows, the odd one below; Gluon
+    knows no such thing, and a hybridised block no shapes. Upside down it is symmetric, at strides 1 and 2.
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int, strides: int = 1, padding: int | str = 0, **options: Any
+    ) -> None:
+        if padding == "same" and strides > 2:
+            raise BadInput(f"padding 'same' at strides {strides} is beyond MXNet; give strides of 1 or 2")
+        pixels = kernel_size // 2 if isinstance(padding, str) else padding
+        super().__init__(channels, kernel_size, strides, pixels, weight_initializer=Glorot(), **options)
+        self.turned = padding == "same" and strides > 1
+
+    def hybrid_forward(
+        self, F: ModuleType, X: mx.np.ndarray, weight: mx.np.ndarray, bias: mx.np.ndarray | None = None
+    ) -> mx.np.ndarray:
+        if not self.turned:
+            return super().hybrid_forward(F, X, weight, bias)
+        turn = partial(F.np.flip, axis=(2, 3))
+        return turn(super().hybrid_forward(F, turn(X), turn(weight), bias))
+
+
+class MaxPool2D(nn.MaxPool2D):
+    """3×3 max-pool at stride 2 over (N, C, H, W); `padding`, of −∞, is "symmetric" or "same"."""
+
+    def __init__(self, padding: str = "symmetric") -> None:
+        super().__init__(pool_size=3, strides=2, padding=1)
+        self.turned = padding == "same"  # see Conv2D
+
+    def hybrid_forward(self, F: ModuleType, X: mx.np.ndarray) -> mx.np.ndarray:
+        turn = partial(F.np.flip, axis=(2, 3))
+        return turn(super().hybrid_forward(F, turn(X))) if self.turned else super().hybrid_forward(F, X)
+
+
 Dense = partial(nn.Dense, weight_initializer=Glorot())
 
 
@@ -36,24 +77,29 @@ def relu(F: ModuleType, X: mx.np.ndarray) -> mx.np.ndarray:
     return F.npx.activation(X, act_type="relu")
 
 
-DECAY = 0.9  # share of the old value that a running statistic keeps
-BatchNorm = partial(nn.BatchNorm, momentum=DECAY, epsilon=1e-5)
+BatchNorm = partial(nn.BatchNorm, epsilon=1e-5, momentum=0.9)
 
 
 @contextmanager
 def exact_decay(net: gluon.Block) -> Iterator[None]:
     """Trap: MXNet holds the decay of running statistics in float32, in a float64 network too.
 
-    It keeps 0.89999998 of the old value and takes 0.10000002 of the batch's. Around a training pass
+    Of 0.9 it keeps 0.89999998 of the old value and takes 0.10000002 of the batch's. Around a training pass
     in float64, this finds the batch statistic that went in, and decays by 0.9 exactly.
     """
-    kept = float(np.float32(DECAY))
-    statistics = net.collect_params(".*running_(mean|var)").values()
-    before = [p.data().copy() for p in statistics if p.dtype == "float64"]
+    before: list[tuple[gluon.Parameter, mx.np.ndarray, float]] = []
+
+    def note(layer: gluon.Block) -> None:
+        if isinstance(layer, nn.BatchNorm) and layer.running_mean.dtype == "float64":
+            for p in (layer.running_mean, layer.running_var):
+                before.append((p, p.data().copy(), layer._kwargs["momentum"]))
+
+    net.apply(note)
     yield
-    for p, old in zip(statistics, before, strict=False):
+    for p, old, decay in before:
+        kept = float(np.float32(decay))
         batch = (p.data() - kept * old) / (1 - kept)
-        p.set_data(DECAY * old + (1 - DECAY) * batch)
+        p.set_data(decay * old + (1 - decay) * batch)
 
 
 class SGD(mx.optimizer.SGD):

@@ -6,7 +6,7 @@ from mxnet.gluon import nn
 
 from common.architecture import Architecture, Block, published
 from resnet_mxnet.blocks import Residual, ResNeXtBlock
-from resnet_mxnet.layers import BatchNorm, Conv2D, Dense
+from resnet_mxnet.layers import BatchNorm, Conv2D, Dense, MaxPool2D
 from resnet_mxnet.training import Classifier
 
 
@@ -35,11 +35,11 @@ class ResNet(Classifier):
 
     def b1(self) -> nn.HybridSequential:
         """The stem: (N, C, H, W) → (N, stem_channels, ⌈H/4⌉, ⌈W/4⌉)."""
-        net = nn.HybridSequential()
-        net.conv = Conv2D(self.arch.stem_channels, kernel_size=7, strides=2, padding=3)
-        net.bn = BatchNorm()
+        arch, net = self.arch, nn.HybridSequential()
+        net.conv = Conv2D(arch.stem_channels, kernel_size=7, strides=2, padding=arch.stem_padding)
+        net.bn = BatchNorm(epsilon=arch.epsilon, momentum=arch.decay)
         net.relu = nn.Activation("relu")
-        net.pool = nn.MaxPool2D(pool_size=3, strides=2, padding=1)
+        net.pool = MaxPool2D(arch.padding)
         return net
 
     def stage(self, blocks: list[Block]) -> nn.HybridSequential:
@@ -94,3 +94,11 @@ class ResNeXt101_32x8d(Published):
 
 class ResNeXt101_64x4d(Published):
     """ResNeXt-101 64×4d (Xie et al. 2016, section 5.1)."""
+
+
+class Wide_ResNet50_2(Published):
+    """ResNet-50 with bottlenecks twice as wide (Zagoruyko and Komodakis 2016, section 3)."""
+
+
+class Wide_ResNet101_2(Published):
+    """ResNet-101 with bottlenecks twice as wide (Zagoruyko and Komodakis 2016, section 3)."""

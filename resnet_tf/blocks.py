@@ -1,9 +1,11 @@
 """The two blocks: residual (He et al. 2015, figure 2) and ResNeXt (Xie et al. 2016, figure 3c)."""
 
+from functools import partial
+
 from keras.activations import relu
 from tensorflow import Tensor
 
-from common.architecture import check_bottleneck
+from common.architecture import bottleneck_strides, check_bottleneck
 from resnet_tf.layers import BatchNormalization, Conv2D, Model
 
 
@@ -14,23 +16,39 @@ class Residual(Model):
         num_channels: output channels.
         use_1x1conv: give the shortcut a 1×1 convolution, where the shape changes.
         strides: stride of the first convolution and of the shortcut's.
+        shortcut_norm: give the shortcut's convolution a batch norm, too.
+        epsilon, padding, decay: as in `Architecture`; the defaults are the chapter's.
     """
 
-    def __init__(self, num_channels: int, use_1x1conv: bool = False, strides: int = 1) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        use_1x1conv: bool = False,
+        strides: int = 1,
+        shortcut_norm: bool = False,
+        epsilon: float = 1e-5,
+        padding: str = "symmetric",
+        decay: float = 0.9,
+    ) -> None:
         super().__init__()
-        self.conv1 = Conv2D(num_channels, kernel_size=3, padding=1, strides=strides)
-        self.conv2 = Conv2D(num_channels, kernel_size=3, padding=1)
+        norm = partial(BatchNormalization, epsilon=epsilon, momentum=decay)
+        self.conv1 = Conv2D(num_channels, kernel_size=3, padding=padding, strides=strides)
+        self.conv2 = Conv2D(num_channels, kernel_size=3, padding=padding)
         self.conv3 = None
+        self.bn3 = None
         if use_1x1conv:
             self.conv3 = Conv2D(num_channels, kernel_size=1, strides=strides)
-        self.bn1 = BatchNormalization()
-        self.bn2 = BatchNormalization()
+            self.bn3 = norm() if shortcut_norm else None
+        self.bn1 = norm()
+        self.bn2 = norm()
 
     def call(self, X: Tensor) -> Tensor:
         Y = relu(self.bn1(self.conv1(X)))
         Y = self.bn2(self.conv2(Y))
         if self.conv3 is not None:
             X = self.conv3(X)
+        if self.bn3 is not None:
+            X = self.bn3(X)
         return relu(Y + X)
 
 
@@ -44,29 +62,42 @@ class ResNeXtBlock(Model):
         bot_mul: bottleneck channels over output channels.
         use_1x1conv: give the shortcut a 1×1 convolution, where the shape changes.
         strides: stride of the 3×3 convolution and of the shortcut's.
+        stride_on: the convolution that has the stride in place of the 3×3 one: "1x1" is the first.
+        epsilon, padding, decay: as in `Architecture`; the defaults are the chapter's.
 
     Raises:
         ValueError: if the bottleneck channels do not divide into groups of this width.
     """
 
     def __init__(
-        self, num_channels: int, groups: int, bot_mul: float, use_1x1conv: bool = False, strides: int = 1
+        self,
+        num_channels: int,
+        groups: int,
+        bot_mul: float,
+        use_1x1conv: bool = False,
+        strides: int = 1,
+        stride_on: str = "3x3",
+        epsilon: float = 1e-5,
+        padding: str = "symmetric",
+        decay: float = 0.9,
     ) -> None:
         super().__init__()
         check_bottleneck(num_channels, groups, bot_mul)
         bot_channels = int(round(num_channels * bot_mul))
-        self.conv1 = Conv2D(bot_channels, kernel_size=1)
+        first, middle = bottleneck_strides(strides, stride_on)
+        norm = partial(BatchNormalization, epsilon=epsilon, momentum=decay)
+        self.conv1 = Conv2D(bot_channels, kernel_size=1, strides=first)
         self.conv2 = Conv2D(
-            bot_channels, kernel_size=3, padding=1, strides=strides, groups=bot_channels // groups
+            bot_channels, kernel_size=3, padding=padding, strides=middle, groups=bot_channels // groups
         )
         self.conv3 = Conv2D(num_channels, kernel_size=1)
         self.conv4 = None
         if use_1x1conv:
             self.conv4 = Conv2D(num_channels, kernel_size=1, strides=strides)
-            self.bn4 = BatchNormalization()
-        self.bn1 = BatchNormalization()
-        self.bn2 = BatchNormalization()
-        self.bn3 = BatchNormalization()
+            self.bn4 = norm()
+        self.bn1 = norm()
+        self.bn2 = norm()
+        self.bn3 = norm()
 
     def call(self, X: Tensor) -> Tensor:
         Y = relu(self.bn1(self.conv1(X)))

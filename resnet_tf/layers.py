@@ -53,16 +53,20 @@ class Model(keras.Model):
 
 @serializable
 class Conv2D(layers.Conv2D):
-    """Convolution over (N, H, W, C) with `padding` zeros on every side.
+    """Convolution over (N, H, W, C).
+
+    `padding` is "symmetric", kernel_size // 2 zeros on every side; Keras' "same"; or a number of zeros.
 
     Trap: Keras' "same" at stride 2 on an even size pads 0 before and 1 after. At stride 1 it is these
     zeros, and saves a copy of the images.
     Keras draws from Glorot uniform and sets biases to 0, as the others are told to.
     """
 
-    def __init__(self, filters: int, kernel_size: int, padding: int = 0, **options) -> None:
-        super().__init__(filters, kernel_size, padding="valid", **options)
+    def __init__(self, filters: int, kernel_size: int, padding: int | str = 0, **options) -> None:
+        super().__init__(filters, kernel_size, padding="same" if padding == "same" else "valid", **options)
         self.border = padding
+        if padding == "symmetric":
+            padding = self.kernel_size[0] // 2
         reach = [rate * (size - 1) for rate, size in zip(self.dilation_rate, self.kernel_size, strict=True)]
         if self.strides == (1, 1) and reach == [2 * padding, 2 * padding]:
             self.padding = "same"
@@ -86,14 +90,24 @@ BatchNormalization = partial(layers.BatchNormalization, momentum=0.9, epsilon=1e
 
 @serializable
 class MaxPool2D(layers.Layer):
-    """3×3 max-pool at stride 2 with one pixel of −∞ on every side; "same" would pad one side only.
+    """3×3 max-pool at stride 2 over (N, H, W, C); `padding`, of −∞, is "symmetric" or "same".
 
     Trap: XLA, in which Keras' `fit` compiles on a GPU, refuses a pool that pads by itself.
     """
 
+    def __init__(self, padding: str = "symmetric", **options: Any) -> None:
+        super().__init__(**options)
+        self.border = padding
+
     def call(self, X: Tensor) -> Tensor:
-        X = tf.pad(X, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=-math.inf)
+        height, width = tf.unstack(tf.shape(X)[1:3])
+        # "same" pads nothing above an even height, left of an even width
+        top, left = (height % 2, width % 2) if self.border == "same" else (1, 1)
+        X = tf.pad(X, [[0, 0], [top, 1], [left, 1], [0, 0]], constant_values=-math.inf)
         return tf.nn.max_pool2d(X, 3, 2, "VALID")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "padding": self.border}
 
 
 @serializable

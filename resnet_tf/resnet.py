@@ -33,12 +33,13 @@ class ResNet(Classifier):
 
     def b1(self) -> Sequential:
         """The stem: (N, H, W, C) → (N, ⌈H/4⌉, ⌈W/4⌉, stem_channels)."""
+        arch = self.arch
         return Sequential(
             [
-                Conv2D(self.arch.stem_channels, kernel_size=7, strides=2, padding=3, name="conv"),
-                BatchNormalization(name="bn"),
+                Conv2D(arch.stem_channels, kernel_size=7, strides=2, padding=arch.stem_padding, name="conv"),
+                BatchNormalization(epsilon=arch.epsilon, momentum=arch.decay, name="bn"),
                 layers.ReLU(),
-                MaxPool2D(),
+                MaxPool2D(arch.padding),
             ],
             name="b1",
         )
@@ -93,3 +94,11 @@ class ResNeXt101_32x8d(Published):
 
 class ResNeXt101_64x4d(Published):
     """ResNeXt-101 64×4d (Xie et al. 2016, section 5.1)."""
+
+
+class Wide_ResNet50_2(Published):
+    """ResNet-50 with bottlenecks twice as wide (Zagoruyko and Komodakis 2016, section 3)."""
+
+
+class Wide_ResNet101_2(Published):
+    """ResNet-101 with bottlenecks twice as wide (Zagoruyko and Komodakis 2016, section 3)."""

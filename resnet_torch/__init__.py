@@ -12,6 +12,8 @@ from resnet_torch.resnet import (
     ResNeXt50_32x4d,
     ResNeXt101_32x8d,
     ResNeXt101_64x4d,
+    Wide_ResNet50_2,
+    Wide_ResNet101_2,
 )
 from resnet_torch.training import Classifier, Trainer
 
@@ -30,4 +32,6 @@ __all__ = [
     "ResNet152",
     "Residual",
     "Trainer",
+    "Wide_ResNet50_2",
+    "Wide_ResNet101_2",
 ]

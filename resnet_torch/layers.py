@@ -8,7 +8,9 @@ float32; to have that with the classes themselves, write this first:
     use_full_float32()
 """
 
+import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +27,47 @@ def glorot_(weight: Tensor, bias: Tensor | None) -> None:
         nn.init.zeros_(bias)
 
 
+def pad_same(X: Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...], value: float = 0.0) -> Tensor:
+    """Trap: TensorFlow and Flax pad "same" with as little as makes ⌈H / stride⌉ rows, the odd one below.
+
+    PyTorch pads both sides alike, and knows "same" at stride 1 only.
+    """
+    pads: list[int] = []
+    for pixels, size, step in zip(X.shape[2:], kernel_size, stride, strict=True):
+        total = max((-(-pixels // step) - 1) * step + size - pixels, 0)
+        pads = [total // 2, total - total // 2, *pads]  # the last axis comes first
+    return F.pad(X, pads, value=value)
+
+
 class Conv2d(nn.Conv2d):
-    """Convolution over (N, C, H, W)."""
+    """Convolution over (N, C, H, W).
+
+    `padding` is "symmetric", kernel_size // 2 zeros on every side; "same"; or a number of zeros.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int | str = 0,
+        *args: Any,
+        **options: Any,
+    ) -> None:
+        same = padding == "same" and stride > 1
+        if padding == "symmetric":
+            padding = kernel_size // 2
+        elif same:
+            padding = 0
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, *args, **options)
+        self.same = same
 
     def reset_parameters(self) -> None:
         glorot_(self.weight, self.bias)
+
+    def forward(self, X: Tensor) -> Tensor:
+        return super().forward(pad_same(X, self.kernel_size, self.stride) if self.same else X)
 
 
 class LazyConv2d(nn.LazyConv2d, Conv2d):
@@ -52,10 +90,7 @@ class LazyLinear(nn.LazyLinear, Linear):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the channels of (N, C, H, W).
-
-    Epsilon is 1e-5. The running statistics keep 0.9 of the old value, which PyTorch writes as momentum 0.1.
-    """
+    """Batch norm over the channels of (N, C, H, W)."""
 
     def forward(self, X: Tensor) -> Tensor:
         mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
@@ -78,9 +113,26 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class LazyBatchNorm2d(nn.LazyBatchNorm2d, BatchNorm2d):
-    """The same; the channels are inferred from the first batch."""
+    """The same; the channels are inferred from the first batch.
+
+    Trap: the others' decay is what a running statistic keeps, PyTorch's momentum what it takes.
+    """
 
     cls_to_become = BatchNorm2d
+
+    def __init__(self, epsilon: float = 1e-5, decay: float = 0.9) -> None:
+        super().__init__(eps=epsilon, momentum=round(1 - decay, 15))  # 0.1 where that is what is meant
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """3×3 max-pool at stride 2 over (N, C, H, W); `padding`, of −∞, is "symmetric" or "same"."""
+
+    def __init__(self, padding: str = "symmetric") -> None:
+        super().__init__(kernel_size=3, stride=2, padding=0 if padding == "same" else 1)
+        self.same = padding == "same"
+
+    def forward(self, X: Tensor) -> Tensor:
+        return super().forward(pad_same(X, (3, 3), (2, 2), -math.inf) if self.same else X)
 
 
 relu = partial(F.relu, inplace=True)  # nobody else needs what a layer put out; new memory costs time

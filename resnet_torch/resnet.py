@@ -7,7 +7,7 @@ from torch import nn
 
 from common.architecture import Architecture, Block, published
 from resnet_torch.blocks import Residual, ResNeXtBlock
-from resnet_torch.layers import LazyBatchNorm2d, LazyConv2d, LazyLinear
+from resnet_torch.layers import LazyBatchNorm2d, LazyConv2d, LazyLinear, MaxPool2d
 from resnet_torch.training import Classifier
 
 
@@ -34,12 +34,13 @@ class ResNet(Classifier):
 
     def b1(self) -> nn.Sequential:
         """The stem: (N, C, H, W) → (N, stem_channels, ⌈H/4⌉, ⌈W/4⌉)."""
+        arch = self.arch
         return nn.Sequential(
             OrderedDict(
-                conv=LazyConv2d(self.arch.stem_channels, kernel_size=7, stride=2, padding=3),
-                bn=LazyBatchNorm2d(),
+                conv=LazyConv2d(arch.stem_channels, kernel_size=7, stride=2, padding=arch.stem_padding),
+                bn=LazyBatchNorm2d(arch.epsilon, arch.decay),
                 relu=nn.ReLU(inplace=True),
-                pool=nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+                pool=MaxPool2d(arch.padding),
             )
         )
 
@@ -96,3 +97,11 @@ class ResNeXt101_32x8d(Published):
 
 class ResNeXt101_64x4d(Published):
     """ResNeXt-101 64×4d (Xie et al. 2016, section 5.1)."""
+
+
+class Wide_ResNet50_2(Published):
+    """ResNet-50 with bottlenecks twice as wide (Zagoruyko and Komodakis 2016, section 3)."""
+
+
+class Wide_ResNet101_2(Published):
+    """ResNet-101 with bottlenecks twice as wide (Zagoruyko and Komodakis 2016, section 3)."""

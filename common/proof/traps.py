@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +24,11 @@ class Trap:
     """A known way to compute something else.
 
     Attributes:
-        cause: what a person reads.
+        cause: what a person reads; in braces, what the network does instead.
         kind: of two traps of one kind a port can have only one.
         images: what it makes of the images (N, C, H, W).
         weights: what it makes of the tensor of a canonical name.
+        axes: of the `Architecture`, what it makes of them.
         port: the arguments it gives `Port`.
     """
 
@@ -34,7 +36,23 @@ class Trap:
     kind: str
     images: Callable[[Array], Array] | None = None
     weights: Callable[[str, Array], Array] | None = None
+    axes: Mapping[str, Any] = field(default_factory=dict)
     port: Mapping[str, Any] = field(default_factory=dict)
+
+    def text(self, arch: Architecture) -> str:
+        """The cause, said of this network."""
+        words = {"symmetric": "symmetric", "same": "SAME"}
+        padding, stem = words[arch.padding], words[arch.stem_padding]
+        return self.cause.format(
+            padding=padding if padding == stem else f"{padding}, in the stem's convolution {stem}",
+            epsilon=np.format_float_scientific(arch.epsilon, trim="-", exp_digits=1),
+        )
+
+    def changed(self, arch: Architecture) -> Architecture:
+        """The network with this trap's axes, as far as its blocks know them."""
+        foreign = "stride_on" if arch.block == "residual" else "shortcut_norm"
+        axes = {name: value for name, value in self.axes.items() if name != foreign}
+        return dataclasses.replace(arch, **axes)
 
 
 def _normalised(x: Array) -> Array:
@@ -92,7 +110,19 @@ def _tanh_gelu(x: Array) -> Array:
     return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
 
-_SAME = "padding SAME in {} (lopsided at stride 2 on an even size; here symmetric)"
+def _padding(text: str, value: str) -> tuple[Trap, ...]:
+    """Padding of this kind in all layers, in the convolutions alone, in the max-pool alone."""
+    return (
+        Trap(
+            text.format("convolutions and max-pool"),
+            "padding",
+            axes={"padding": value, "stem_padding": value},
+        ),
+        Trap(text.format("convolutions"), "padding", port={"convolution_padding": value}),
+        Trap(text.format("the max-pool"), "padding", port={"pool_padding": value}),
+    )
+
+
 TRAPS = (
     Trap("images in 0..255 (the division by 255 is missing)", "scale", lambda x: x * 255),
     Trap("images divided by 255 once too often", "scale", lambda x: x / 255),
@@ -105,14 +135,18 @@ TRAPS = (
     Trap("images with height and width swapped", "order", _swapped),
     Trap("NHWC images reshaped, not transposed, to NCHW", "order", _reshaped_to_nchw),
     Trap("NCHW images reshaped, not transposed, to NHWC", "order", _reshaped_to_nhwc),
-    Trap(_SAME.format("convolutions and max-pool"), "padding", port={"same": ("convolution", "max-pool")}),
-    Trap(_SAME.format("convolutions"), "padding", port={"same": ("convolution",)}),
-    Trap(_SAME.format("the max-pool"), "padding", port={"same": ("max-pool",)}),
-    Trap("batch norm's epsilon 1e-3 (Keras' default; here 1e-5)", "epsilon", port={"epsilon": 1e-3}),
+    *_padding("padding SAME in {} (lopsided at stride 2 on an even size; here {{padding}})", "same"),
+    *_padding("symmetric padding in {} (here {{padding}})", "symmetric"),
+    Trap("batch norm's epsilon 1e-3 (Keras' default; here {epsilon})", "epsilon", axes={"epsilon": 1e-3}),
     Trap(
-        "batch norm's epsilon 1.001e-5 (keras.applications'; here 1e-5)",
+        "batch norm's epsilon 1.001e-5 (keras.applications'; here {epsilon})",
         "epsilon",
-        port={"epsilon": 1.001e-5},
+        axes={"epsilon": 1.001e-5},
+    ),
+    Trap(
+        "batch norm's epsilon 1e-5 (PyTorch's, Flax's and Gluon's; here {epsilon})",
+        "epsilon",
+        axes={"epsilon": 1e-5},
     ),
     Trap(
         "batch statistics in batch norm (training mode; here running ones)",
@@ -131,7 +165,12 @@ TRAPS = (
     Trap(
         "stride in a bottleneck's first convolution (here in the 3×3 one)",
         "stride",
-        port={"early_stride": True},
+        axes={"stride_on": "1x1"},
+    ),
+    Trap(
+        "stride in a bottleneck's 3×3 convolution (here in the first one)",
+        "stride",
+        axes={"stride_on": "3x3"},
     ),
     Trap("ReLU before the addition (here after it)", "addition", port={"relu_at": ("before",)}),
     Trap("ReLU before the addition too (here after it)", "addition", port={"relu_at": ("before", "after")}),
@@ -140,7 +179,12 @@ TRAPS = (
     Trap("GELU in its tanh approximation for ReLU", "activation", port={"activation": _tanh_gelu}),
     Trap("no batch norm anywhere", "batch norm", port={"no_norm": ("",)}),
     Trap("no batch norm in the stem", "batch norm", port={"no_norm": ("b1.bn",)}),
-    Trap("no batch norm on the shortcuts", "batch norm", port={"no_norm": ("bn4",)}),
+    Trap(
+        "no batch norm on the shortcuts",
+        "batch norm",
+        axes={"shortcut_norm": False},
+        port={"no_norm": ("bn4",)},
+    ),
     Trap(
         "average-pool for the max-pool, its padding counted (as PyTorch's AvgPool2d does)",
         "pool",
@@ -161,11 +205,10 @@ class Port(oracle.Pass):
     """The oracle's pass in evaluation, as a port that fell into traps would compute it.
 
     Args:
+        arch: the network, with the port's axes.
         weights: by canonical name.
-        same: "convolution", "max-pool" or both: those that pad SAME.
-        epsilon: of batch norm.
+        convolution_padding, pool_padding: in place of the network's.
         statistics: batch norm's: "running", "batch" or "unbiased", the batch's with an unbiased variance.
-        early_stride: put the stride of a bottleneck in its first convolution.
         relu_at: where the addition has its ReLU: "before" it, on the chain, or "after" it.
         activation: in place of ReLU.
         no_norm: ends of the names of the batch norms that are left out.
@@ -176,11 +219,11 @@ class Port(oracle.Pass):
 
     def __init__(
         self,
+        arch: Architecture,
         weights: Weights,
-        same: tuple[str, ...] = (),
-        epsilon: float = oracle.EPSILON,
+        convolution_padding: str | None = None,
+        pool_padding: str | None = None,
         statistics: str = "running",
-        early_stride: bool = False,
         relu_at: tuple[str, ...] = ("after",),
         activation: Callable[[Array], Array] | None = None,
         no_norm: tuple[str, ...] = (),
@@ -188,14 +231,14 @@ class Port(oracle.Pass):
         global_max: bool = False,
         softmax: bool = False,
     ) -> None:
-        super().__init__(weights, training=False)
-        self.same, self.epsilon, self.statistics = same, epsilon, statistics
-        self.early_stride, self.relu_at, self.activation = early_stride, relu_at, activation
+        super().__init__(arch, weights, training=False)
+        self.convolution_padding, self.pool_padding = convolution_padding, pool_padding
+        self.statistics, self.relu_at, self.activation = statistics, relu_at, activation
         self.no_norm, self.pool, self.global_max, self.softmax = no_norm, pool, global_max, softmax
 
-    def outputs(self, arch: Architecture, x: Array, start: int) -> Iterator[Array]:
+    def outputs(self, x: Array, start: int) -> Iterator[Array]:
         """The outputs of the layers from number `start` on, given the input of that one."""
-        stages = [partial(self.stage, blocks) for blocks in arch.blocks()]
+        stages = [partial(self.stage, blocks) for blocks in self.arch.blocks()]
         parts: list[Callable[[Array], tuple[Array, Callable]]] = [self.stem, *stages, self.head]
         for part in parts[start:]:
             x, _ = part(x)
@@ -207,17 +250,10 @@ class Port(oracle.Pass):
             x, back = self.block(block, x)
         return x, back
 
-    def block(self, block: Block, x: Array) -> tuple[Array, Callable]:
-        self.strides = block.strides
-        return super().block(block, x)
-
-    def convolution(self, name: str, x: Array, stride: int, padding: int) -> tuple[Array, Callable]:
-        if self.early_stride and name.endswith(("conv1", "conv2")):  # which changes nothing in Residual
-            stride = self.strides if name.endswith("conv1") else 1
-        if "convolution" in self.same:
-            size = self.weights[f"{name}.weight"].shape[-1]
-            x, padding = _pad_same(x, size, stride), 0
-        return super().convolution(name, x, stride, padding)
+    def convolution(
+        self, name: str, x: Array, stride: int = 1, padding: str = "symmetric"
+    ) -> tuple[Array, Callable]:
+        return super().convolution(name, x, stride, self.convolution_padding or padding)
 
     def batch_norm(self, name: str, x: Array) -> tuple[Array, Callable]:
         if name.endswith(self.no_norm):
@@ -229,8 +265,7 @@ class Port(oracle.Pass):
         if self.statistics == "unbiased":
             n = x.size // x.shape[1]
             var = var * n / max(n - 1, 1)
-        var = var + (self.epsilon - oracle.EPSILON)
-        return oracle.batch_norm(x, *self._parameters(name), mean, var), no_gradient
+        return oracle.batch_norm(x, *self._parameters(name), mean, var, self.arch.epsilon), no_gradient
 
     def relu(self, x: Array) -> tuple[Array, Callable]:
         return (self.activation(x), no_gradient) if self.activation else oracle.relu(x)
@@ -240,16 +275,14 @@ class Port(oracle.Pass):
             y, _ = self.relu(y)
         return self.relu(y + shortcut) if "after" in self.relu_at else (y + shortcut, no_gradient)
 
-    def max_pool(self, x: Array, size: int = 3, stride: int = 2, padding: int = 1) -> tuple[Array, Callable]:
-        def padded(x: Array, value: float = 0.0) -> Array:
-            if "max-pool" in self.same:
-                return _pad_same(x, size, stride, value)
-            return oracle.pad(x, padding, value)
-
+    def max_pool(self, x: Array, padding: str, size: int = 3, stride: int = 2) -> tuple[Array, Callable]:
+        padding = self.pool_padding or padding
         if self.pool == "max":
-            return oracle.max_pool(padded(x, -np.inf), size, stride, padding=0)
-        counted = padded(np.ones(x.shape), float(self.pool == "average with padding"))
-        sums = (oracle.windows(array, size, stride).sum((-2, -1)) for array in (padded(x), counted))
+            return oracle.max_pool(x, padding, size, stride)
+        around = oracle.pads(x, size, stride, padding)
+        counted = oracle.pad(np.ones(x.shape), around, float(self.pool == "average with padding"))
+        padded = oracle.pad(x, around)
+        sums = (oracle.windows(array, size, stride).sum((-2, -1)) for array in (padded, counted))
         return np.divide(*sums), no_gradient
 
     def global_average_pool(self, x: Array) -> tuple[Array, Callable]:
@@ -262,24 +295,16 @@ class Port(oracle.Pass):
         return oracle.softmax(logits), no_gradient
 
 
-def _pad_same(x: Array, size: int, stride: int, value: float = 0.0) -> Array:
-    """As TensorFlow pads SAME: as little as makes ⌈H / stride⌉ windows, and the odd pixel after."""
-    pads = [(0, 0), (0, 0)]
-    for pixels in x.shape[2:]:
-        total = max((-(-pixels // stride) - 1) * stride + size - pixels, 0)
-        pads.append((total // 2, total - total // 2))
-    return np.pad(x, pads, constant_values=value)
-
-
 def port(
     arch: Architecture, weights: Weights, x: Array, start: int, traps: Sequence[Trap]
 ) -> Iterator[Array]:
     """The outputs of the layers from number `start` on, given the input of that one, with these traps."""
     settings: dict[str, Any] = {}
     for trap in traps:
+        arch = trap.changed(arch)
         settings |= trap.port
         if trap.images:
             x = trap.images(x)
         if trap.weights:
             weights = {name: trap.weights(name, array) for name, array in weights.items()}
-    return Port(weights, **settings).outputs(arch, x, start)
+    return Port(arch, weights, **settings).outputs(x, start)

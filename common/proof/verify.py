@@ -364,7 +364,7 @@ class Search:
         for trap in TRAPS:
             if trap.images and self.start > 0:
                 continue
-            new = self._try((trap,), trap.cause)
+            new = self._try((trap,), trap.text(self.arch))
             if deviation(new.output, self.right[self._images((trap,))]) <= self.bound:
                 continue
             for i, old in enumerate(trials):
