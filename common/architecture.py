@@ -53,6 +53,12 @@ ZOO: dict[str, dict[str, Any]] = {
     "resnext101_64x4d": _bottleneck(3, 4, 23, 3, bot_mul=1.0, width=4),
     "wide_resnet50_2": _bottleneck(3, 4, 6, 3, bot_mul=0.5, width=128),
     "wide_resnet101_2": _bottleneck(3, 4, 23, 3, bot_mul=0.5, width=128),
+    # Gluon's names: the paper's own networks, a batch norm on every shortcut, the stride on the first 1×1.
+    "resnet18_v1": {**_basic(2, 2, 2, 2), "shortcut_norm": True},
+    "resnet34_v1": {**_basic(3, 4, 6, 3), "shortcut_norm": True},
+    "resnet50_v1": {**_bottleneck(3, 4, 6, 3, bot_mul=0.25, width=64), "stride_on": "1x1"},
+    "resnet101_v1": {**_bottleneck(3, 4, 23, 3, bot_mul=0.25, width=64), "stride_on": "1x1"},
+    "resnet152_v1": {**_bottleneck(3, 8, 36, 3, bot_mul=0.25, width=64), "stride_on": "1x1"},
 }
 
 PADDINGS = ("symmetric", "same")

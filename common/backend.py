@@ -233,6 +233,7 @@ class Backend:
     packages: tuple[str, ...]
     install: str
     suffixes: tuple[str, ...] = ()  # of the files that the package's `files.py` reads
+    written: tuple[str, ...] = ()  # of those it writes; "" is a folder, or several files of one beginning
     environment: Mapping[str, str] = field(default_factory=dict)  # what the command tells the framework
     uncached: Mapping[str, str] = field(default_factory=dict)  # what lets it keep no compiled program
 
@@ -280,6 +281,14 @@ class Backend:
         """
         return import_module(self.module.replace(".backend", ".files")).read_tensors(path)
 
+    def write_tensors(self, path: Path, tensors: Mapping[str, NDArray]) -> None:
+        """Write a file as the framework's own loaders take it; the suffix says which kind.
+
+        Raises:
+            ValueError: if the file cannot be written.
+        """
+        import_module(self.module.replace(".backend", ".files")).write_tensors(path, tensors)
+
     def load(self) -> Any:
         """The package's `backend.py`; this imports the framework."""
         return import_module(self.module)
@@ -301,6 +310,8 @@ BACKENDS = {
             ("mxnet",),
             # MXNet's metadata asks for NumPy 1, which no current JAX shares; it runs on NumPy 2.
             'pip install "resnet-tabs[mxnet]" && pip install --no-deps mxnet==1.9.1',
+            suffixes=(".params",),
+            written=(".params",),
         ),
         Backend(
             "torch",
@@ -308,16 +319,27 @@ BACKENDS = {
             "resnet_torch.backend",
             ("torch",),
             'pip install "resnet-tabs[torch]"',
-            (".pth", ".pt", ".bin"),
+            suffixes=(".pth", ".pt", ".bin"),
+            written=(".pth",),
             uncached={"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
         ),
-        Backend("tf", "TensorFlow", "resnet_tf.backend", ("tensorflow",), 'pip install "resnet-tabs[tf]"'),
+        Backend(
+            "tf",
+            "TensorFlow",
+            "resnet_tf.backend",
+            ("tensorflow",),
+            'pip install "resnet-tabs[tf]"',
+            suffixes=(".h5", ".keras", ".index"),
+            written=(".h5", ""),
+        ),
         Backend(
             "jax",
             "JAX",
             "resnet_jax.backend",
             ("jax", "flax", "optax"),
             'pip install "resnet-tabs[jax]"',
+            suffixes=(".msgpack",),
+            written=(".msgpack", ""),
             environment={  # XLA compiles a network for seconds: once is enough
                 "JAX_COMPILATION_CACHE_DIR": str(user_cache_path("resnet-tabs") / "jax"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",

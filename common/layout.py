@@ -2,6 +2,8 @@
 
 from numpy.typing import NDArray
 
+from common.architecture import Shape
+
 
 def nhwc(images: NDArray) -> NDArray:
     """(N, C, H, W) → (N, H, W, C)."""
@@ -16,6 +18,11 @@ def nchw(output: NDArray) -> NDArray:
 def to_channels_last(weight: NDArray) -> NDArray:
     """OIHW → HWIO, (out, in) → (in, out)."""
     return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+
+
+def shape_channels_last(shape: Shape) -> Shape:
+    """The shape of `to_channels_last` of a weight of this shape."""
+    return shape if len(shape) == 1 else (*shape[2:], shape[1], shape[0])
 
 
 def from_channels_last(weight: NDArray) -> NDArray:

@@ -1,14 +1,18 @@
-"""Files that PyTorch wrote, read without running what they hold."""
+"""Files of PyTorch: read without running what they hold, written as `load_state_dict` takes them."""
 
+import io
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from common.errors import BadInput
+from common.files import write_atomically
 
 
 def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
@@ -52,3 +56,15 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
                 f"{path} is not of dense float16, bfloat16, float32 or float64: {name} ({kind})"
             ) from None
     return arrays, halves
+
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:
+    """Write a state dict, which `torch.load(weights_only=True)` reads.
+
+    Raises:
+        ValueError: if the file cannot be written.
+    """
+    file = io.BytesIO()
+    arrays = {name: np.require(array, requirements="CW") for name, array in tensors.items()}
+    torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, file)
+    write_atomically(path, [file.getbuffer()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -112,10 +113,12 @@ PUBLISHED = {
     "resnext50_32x4d": (25_028_904, 4.23),
     "resnext101_32x8d": (88_791_336, 16.414),
     "resnext101_64x4d": (83_455_272, 15.46),
+    "wide_resnet50_2": (68_883_240, 11.398),
+    "wide_resnet101_2": (126_886_696, 22.753),
 }
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_the_zoo_is_the_published_one(name: str) -> None:
     """Ours has the chapter's bias in every convolution, and no batch norm on the shortcut of `Residual`."""
     parameters, macs = PUBLISHED[name]
@@ -134,6 +137,19 @@ def test_the_zoo_is_the_published_one(name: str) -> None:
         (14, 14),
         (7, 7),
     ]
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in PUBLISHED])
+def test_v1_is_the_published_one_but_for_its_shortcuts_and_strides(name: str) -> None:
+    arch, usual = (architecture(each, 3, 1000) for each in (name, name.removesuffix("_v1")))
+    ours, theirs = (parts(each, (1, 3, 224, 224), "blocks") for each in (arch, usual))
+    parameters = sum(part.row.parameters for part in ours) - sum(part.row.parameters for part in theirs)
+    saved = sum(part.macs for part in theirs) - sum(part.macs for part in ours)
+    if arch.block == "residual":  # torchvision's, with a norm of two parameters a channel on three shortcuts
+        assert (parameters, saved) == (2 * (128 + 256 + 512), 0)
+    else:  # three 1×1 convolutions, of 56×56, 28×28 and 14×14, see a quarter of the pixels
+        assert parameters == 0
+        assert saved == 0.75 * (56**2 * 256 * 128 + 28**2 * 512 * 256 + 14**2 * 1024 * 512)
 
 
 @pytest.mark.parametrize("arch", [RESIDUAL, RESNEXT], ids=["residual", "resnext"])
@@ -169,6 +185,30 @@ def test_networks_are_alike_whatever_their_channels_and_classes() -> None:
     assert not architecture("resnet50").is_like(architecture("resnet101"))
 
 
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"stride_on": "1x1"},
+        {"epsilon": 1e-3},
+        {"padding": "same"},
+        {"stem_padding": "same"},
+        {"decay": 0.99},
+    ],
+)
+def test_networks_of_one_shape_are_not_alike_if_they_compute_something_else(axes: dict[str, Any]) -> None:
+    assert not replace(RESNEXT, **axes).is_like(RESNEXT)
+    assert replace(RESNEXT, **axes).parameter_shapes() == RESNEXT.parameter_shapes()
+
+
+def test_a_shortcut_norm_is_named_after_its_convolution() -> None:
+    normed = replace(RESIDUAL, shortcut_norm=True)
+    assert not normed.is_like(RESIDUAL)
+    names = list(normed.parameter_shapes())
+    new = [name for name in names if name not in RESIDUAL.parameter_shapes()]
+    assert new == [f"b3.0.bn3.{kind}" for kind in ("weight", "bias", "running_mean", "running_var")]
+    assert names[names.index(new[0]) - 1] == "b3.0.conv3.bias"
+
+
 def test_only_the_first_block_of_every_stage_but_the_first_has_stride_2() -> None:
     arch = Architecture(stages=((3, 4), (3, 4), (1, 4)), stem_channels=4)
     strides = {block.name: block.strides for stage in arch.blocks() for block in stage}
@@ -183,7 +223,15 @@ def test_a_block_has_its_1x1_convolution_exactly_when_the_shape_changes(
 ) -> None:
     block = Block("b2.0", in_channels, 4, strides, None, 1.0)
     assert block.use_1x1conv is expected
-    assert block.options == {"num_channels": 4, "use_1x1conv": expected, "strides": strides}
+    assert block.options == {
+        "num_channels": 4,
+        "use_1x1conv": expected,
+        "strides": strides,
+        "shortcut_norm": False,
+        "epsilon": 1e-5,
+        "padding": "symmetric",
+        "decay": 0.9,
+    }
 
 
 def test_groups_are_widths_one_for_all_stages_or_one_each() -> None:
@@ -195,6 +243,10 @@ def test_groups_are_widths_one_for_all_stages_or_one_each() -> None:
         "bot_mul": 1.0,
         "use_1x1conv": True,
         "strides": 2,
+        "stride_on": "3x3",
+        "epsilon": 1e-5,
+        "padding": "symmetric",
+        "decay": 0.9,
     }
     each = Architecture(stages=((1, 8), (1, 12)), block="resnext", groups=[2, 3])  # type: ignore[arg-type]
     assert [stage[0].groups for stage in each.blocks()] == [2, 3]
@@ -233,6 +285,24 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "bot_mul NaN": ({"block": "resnext", "groups": 4, "bot_mul": float("nan")}, "bot_mul"),
     "bot_mul in words": ({"block": "resnext", "groups": 4, "bot_mul": "1"}, "bot_mul"),
     "not divisible": ({"block": "resnext", "groups": (4, 5)}, "= 12 does not divide into groups of width 5"),
+    "stride_on on residual": ({"stride_on": "1x1"}, "belong to block='resnext'"),
+    "a stride elsewhere": (
+        {"block": "resnext", "groups": 4, "stride_on": "5x5"},
+        "'3x3' or '1x1', not '5x5'",
+    ),
+    "shortcut_norm on resnext": (
+        {"block": "resnext", "groups": 4, "shortcut_norm": True},
+        "shortcut_norm belongs to block='residual'",
+    ),
+    "shortcut_norm in words": ({"shortcut_norm": "yes"}, "shortcut_norm must be True or False, not 'yes'"),
+    "unknown padding": ({"padding": "SAME"}, "padding must be 'symmetric' or 'same', not 'SAME'"),
+    "unknown stem_padding": ({"stem_padding": 3}, "stem_padding must be 'symmetric' or 'same', not 3"),
+    "epsilon 0": ({"epsilon": 0}, "epsilon must be a number above 0, not 0"),
+    "epsilon NaN": ({"epsilon": float("nan")}, "epsilon must be a number above 0, not nan"),
+    "epsilon in words": ({"epsilon": "1e-5"}, "epsilon must be a number above 0, not '1e-5'"),
+    "decay 1": ({"decay": 1}, "decay must be a number from 0 up and below 1, not 1"),
+    "decay below 0": ({"decay": -0.1}, "decay must be a number from 0 up and below 1, not -0.1"),
+    "decay True": ({"decay": True}, "decay must be a number from 0 up and below 1, not True"),
     "no bottleneck left": ({"block": "resnext", "groups": 1, "bot_mul": 0.01}, "= 0 does not divide"),
 }
 
@@ -245,8 +315,19 @@ def test_a_network_that_cannot_be_built_is_refused_in_one_line(case: str) -> Non
     one_line(error, words)
 
 
+AXES = {"epsilon": 1e-3, "padding": "same", "stem_padding": "same", "decay": 0.99}
+
+
 @pytest.mark.parametrize(
-    "arch", [RESIDUAL, RESNEXT, architecture("resnet18")], ids=["residual", "resnext", "18"]
+    "arch",
+    [
+        RESIDUAL,
+        RESNEXT,
+        architecture("resnet18"),
+        replace(RESIDUAL, shortcut_norm=True, **AXES),
+        replace(RESNEXT, stride_on="1x1", **AXES),
+    ],
+    ids=["residual", "resnext", "18", "residual axes", "resnext axes"],
 )
 def test_json_round_trip(arch: Architecture) -> None:
     assert Architecture.from_json(arch.to_json()) == arch
@@ -260,6 +341,13 @@ def test_json_of_something_else_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ValueError) as error:
         Architecture.from_json(text)
     one_line(error, "not the description of an architecture")
+
+
+def test_json_without_axes_is_the_chapters_network() -> None:
+    """So were checkpoints written before there were any."""
+    text = '{"stages": [[1, 4], [2, 6]], "block": "residual", "in_channels": 3, "num_classes": 5, '
+    text += '"stem_channels": 4, "groups": null, "bot_mul": 1.0}'
+    assert Architecture.from_json(text) == RESIDUAL
 
 
 def test_of_takes_the_tuple_of_the_chapter_or_an_architecture() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from common import architecture, data, load_backend
-from common.architecture import Architecture
+from common.architecture import PADDINGS, Architecture
 from common.errors import BadInput
 from common.weights import is_statistic
 from tests.helpers import (
@@ -53,11 +53,21 @@ def networks(draw: st.DrawFn) -> Architecture:
         widths.append(draw(st.integers(1, 3)))
         channels = widths[-1] * draw(st.integers(1, 3)) * (2 if bot_mul == 0.5 else 1)
         stages.append((draw(st.integers(1, 2)), channels))
+    own: dict[str, Any] = {"shortcut_norm": draw(st.booleans())}
+    if block == "resnext":
+        own = {
+            "groups": tuple(widths),
+            "bot_mul": bot_mul,
+            "stride_on": draw(st.sampled_from(["3x3", "1x1"])),
+        }
     return Architecture(
         stages=tuple(stages),
         block=block,
-        groups=tuple(widths) if block == "resnext" else None,
-        bot_mul=bot_mul,
+        **own,
+        epsilon=draw(st.sampled_from([1e-5, 1.001e-5, 1e-3])),
+        padding=draw(st.sampled_from(PADDINGS)),
+        stem_padding=draw(st.sampled_from(PADDINGS)),
+        decay=draw(st.sampled_from([0.9, 0.99, 0.0])),
         in_channels=draw(st.integers(1, 4)),
         num_classes=draw(st.integers(2, 11)),
         stem_channels=draw(st.integers(1, 6)),
@@ -115,6 +125,38 @@ AWKWARD: dict[str, tuple[Architecture, tuple[int, int, int]]] = {
     ),
     "the smallest images": (Architecture(FOUR_STAGES, stem_channels=3), (2, 17, 18)),
     "five channels": (Architecture(((1, 2), (1, 3)), in_channels=5, stem_channels=2), (2, 38, 34)),
+    "as in d2l's TensorFlow": (
+        Architecture(
+            ((1, 4), (2, 6)),
+            stem_channels=4,
+            epsilon=1e-3,
+            padding="same",
+            stem_padding="same",
+            decay=0.99,
+        ),
+        (2, 34, 36),
+    ),
+    "as in Flax's example": (
+        Architecture(((1, 4), (2, 6)), stem_channels=4, shortcut_norm=True, padding="same"),
+        (2, 38, 35),
+    ),
+    "as in keras.applications": (
+        Architecture(
+            ((1, 8), (2, 12)),
+            block="resnext",
+            groups=(2, 3),
+            bot_mul=0.25,
+            stride_on="1x1",
+            epsilon=1.001e-5,
+            decay=0.99,
+            stem_channels=4,
+        ),
+        (2, 34, 36),
+    ),
+    "SAME, where the images end": (
+        Architecture(FOUR_STAGES, stem_channels=3, padding="same", stem_padding="same", decay=0.0),
+        (2, 17, 34),
+    ),
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,12 +30,22 @@ from tests.helpers import build, deviation, random_batch, random_weights
 EXACT = 1e-13  # two orders of summation in float64
 STEP = 1e-5  # of a central difference: its own error is about STEP², its rounding about 1e-16 / STEP
 DIFFERENCES = 1e-8
+EPSILON = 0.02
 
 RESIDUAL = Architecture(stages=((1, 4), (2, 6)), in_channels=2, num_classes=5, stem_channels=4)
 RESNEXT = Architecture(
     stages=((2, 4), (1, 6)), block="resnext", groups=(2, 3), bot_mul=0.5, in_channels=2, stem_channels=3
 )
-NETWORKS = pytest.mark.parametrize("arch", [RESIDUAL, RESNEXT], ids=lambda arch: arch.block)
+NETWORKS = pytest.mark.parametrize(
+    "arch",
+    [
+        RESIDUAL,
+        RESNEXT,
+        replace(RESIDUAL, shortcut_norm=True, epsilon=0.02, padding="same", stem_padding="same"),
+        replace(RESNEXT, stride_on="1x1", epsilon=0.02, padding="same"),
+    ],
+    ids=["residual", "resnext", "residual axes", "resnext axes"],
+)
 
 
 def draw(*shape: int, seed: int = 0) -> NDArray:
@@ -67,15 +79,22 @@ def check_backward(operation: Callable, *inputs: NDArray) -> None:
 # The operations
 
 
-def slow_convolution(x: NDArray, weight: NDArray, bias: NDArray, stride: int, padding: int) -> NDArray:
+def before(pixels: int, size: int, stride: int, padding: str) -> int:
+    """Zeros above, or on the left: of "same", half of what makes every ⌈pixels / stride⌉-th window whole."""
+    last = (math.ceil(pixels / stride) - 1) * stride + size  # where the last window ends
+    return size // 2 if padding == "symmetric" else max(last - pixels, 0) // 2
+
+
+def slow_convolution(x: NDArray, weight: NDArray, bias: NDArray, stride: int, padding: str) -> NDArray:
     """From the definition, one multiplication at a time; outside the image is zero."""
     (n, c, height, width), (o, c_group, k, _) = x.shape, weight.shape
     o_group = o // (c // c_group)
-    y = np.zeros((n, o, (height + 2 * padding - k) // stride + 1, (width + 2 * padding - k) // stride + 1))
+    top, left = (before(pixels, k, stride, padding) for pixels in (height, width))
+    y = np.zeros((n, o, math.ceil(height / stride), math.ceil(width / stride)))
     for image, channel, row, column in np.ndindex(y.shape):
         y[image, channel, row, column] = bias[channel]
         for inner, i, j in np.ndindex(c_group, k, k):
-            source_row, source_column = row * stride + i - padding, column * stride + j - padding
+            source_row, source_column = row * stride + i - top, column * stride + j - left
             if 0 <= source_row < height and 0 <= source_column < width:
                 pixel = x[image, channel // o_group * c_group + inner, source_row, source_column]
                 y[image, channel, row, column] += pixel * weight[channel, inner, i, j]
@@ -84,10 +103,9 @@ def slow_convolution(x: NDArray, weight: NDArray, bias: NDArray, stride: int, pa
 
 @pytest.mark.parametrize("size", [(7, 7), (8, 5)])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (7, 2, 3)]
-)
-def test_convolution(size: tuple[int, int], groups: int, kernel: int, stride: int, padding: int) -> None:
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+def test_convolution(size: tuple[int, int], groups: int, kernel: int, stride: int, padding: str) -> None:
     x, bias = draw(2, 4, *size), draw(8)
     weight = draw(8, 4 // groups, kernel, kernel)
     y, _ = convolution(x, weight, bias, stride, padding)
@@ -102,18 +120,18 @@ def test_convolution(size: tuple[int, int], groups: int, kernel: int, stride: in
 
 def test_batch_norm_with_batch_statistics() -> None:
     x, weight, bias = 3 + 2 * draw(2, 3, 4, 5), draw(3), draw(3)
-    y, mean, var, _ = batch_norm_training(x, weight, bias)
+    y, mean, var, _ = batch_norm_training(x, weight, bias, EPSILON)
     for channel in range(3):
         values = x[:, channel].ravel().tolist()
         average = sum(values) / 40
         spread = sum((value - average) ** 2 for value in values) / 40  # biased
         assert mean[channel] == pytest.approx(average, rel=EXACT)
         assert var[channel] == pytest.approx(spread, rel=EXACT)
-        expected = (x[:, channel] - average) / math.sqrt(spread + 1e-5) * weight[channel] + bias[channel]
+        expected = (x[:, channel] - average) / math.sqrt(spread + EPSILON) * weight[channel] + bias[channel]
         assert deviation(y[:, channel], expected) <= EXACT
 
     def operation(*inputs: NDArray) -> tuple[NDArray, Callable]:
-        y, _, _, backward = batch_norm_training(*inputs)
+        y, _, _, backward = batch_norm_training(*inputs, EPSILON)
         return y, backward
 
     check_backward(operation, x, weight, bias)
@@ -121,7 +139,7 @@ def test_batch_norm_with_batch_statistics() -> None:
 
 def test_batch_norm_of_one_value_a_channel_is_its_bias() -> None:
     x, weight, bias = draw(1, 3, 1, 1), draw(3), draw(3)
-    y, mean, var, backward = batch_norm_training(x, weight, bias)
+    y, mean, var, backward = batch_norm_training(x, weight, bias, EPSILON)
     dx, dweight, dbias = backward(np.ones((1, 3, 1, 1)))
     np.testing.assert_array_equal(y[0, :, 0, 0], bias)
     np.testing.assert_array_equal(mean, x[0, :, 0, 0])
@@ -131,10 +149,10 @@ def test_batch_norm_of_one_value_a_channel_is_its_bias() -> None:
 
 def test_batch_norm_with_given_statistics() -> None:
     x, weight, bias, mean, var = draw(2, 3, 4, 5), draw(3), draw(3), draw(3), draw(3) ** 2
-    y = batch_norm(x, weight, bias, mean, var)
+    y = batch_norm(x, weight, bias, mean, var, EPSILON)
     for index in np.ndindex(x.shape):
         c = index[1]
-        expected = (x[index] - mean[c]) / math.sqrt(var[c] + 1e-5) * weight[c] + bias[c]
+        expected = (x[index] - mean[c]) / math.sqrt(var[c] + EPSILON) * weight[c] + bias[c]
         assert y[index] == pytest.approx(expected, rel=EXACT, abs=EXACT)
 
 
@@ -145,19 +163,22 @@ def test_relu() -> None:
     check_backward(relu, spaced(2, 3, 4, 5))
 
 
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
 @pytest.mark.parametrize("size", [(6, 6), (7, 4), (1, 1)])
-def test_max_pool(size: tuple[int, int]) -> None:
+def test_max_pool(size: tuple[int, int], padding: str) -> None:
     x = spaced(2, 3, *size) - 1  # all negative: padding with zeros would win
-    y, _ = max_pool(x)
+    y, _ = max_pool(x, padding)
     assert y.shape == (2, 3, (size[0] + 1) // 2, (size[1] + 1) // 2)
-    for n, c, row, column in np.ndindex(y.shape):
-        rows, columns = (slice(max(2 * i - 1, 0), 2 * i + 2) for i in (row, column))
-        assert y[n, c, row, column] == x[n, c, rows, columns].max()
-    check_backward(max_pool, x)
+    firsts = [before(pixels, 3, 2, padding) for pixels in size]
+    for n, c, *place in np.ndindex(y.shape):
+        starts = [2 * i - first for i, first in zip(place, firsts, strict=True)]
+        rows, columns = (slice(max(start, 0), start + 3) for start in starts)
+        assert y[n, c, *place] == x[n, c, rows, columns].max()
+    check_backward(lambda x: max_pool(x, padding), x)
 
 
 def test_max_pool_gives_the_gradient_of_equals_to_the_first() -> None:
-    _, backward = max_pool(np.ones((1, 1, 2, 2)))
+    _, backward = max_pool(np.ones((1, 1, 2, 2)), "symmetric")
     np.testing.assert_array_equal(backward(np.full((1, 1, 1, 1), 5.0)), [[[[5, 0], [0, 0]]]])
 
 
@@ -205,59 +226,70 @@ class Written:
     """The layers of a network with given weights in evaluation, to write networks out in full."""
 
     def __init__(self, arch: Architecture) -> None:
-        self.weights = random_weights(arch)
+        self.arch, self.weights = arch, random_weights(arch)
 
-    def conv(self, name: str, x: NDArray, stride: int, padding: int) -> NDArray:
-        w = self.weights
+    def conv(self, name: str, x: NDArray, stride: int) -> NDArray:
+        w, padding = self.weights, self.arch.stem_padding if name == "b1.conv" else self.arch.padding
         return convolution(x, w[f"{name}.weight"], w[f"{name}.bias"], stride, padding)[0]
 
     def bn(self, name: str, x: NDArray) -> NDArray:
-        return batch_norm(
-            x, *(self.weights[f"{name}.{kind}"] for kind in ("weight", "bias", "running_mean", "running_var"))
-        )
+        kinds = ("weight", "bias", "running_mean", "running_var")
+        return batch_norm(x, *(self.weights[f"{name}.{kind}"] for kind in kinds), self.arch.epsilon)
 
     def stem(self, x: NDArray) -> NDArray:
-        return max_pool(np.maximum(self.bn("b1.bn", self.conv("b1.conv", x, 2, 3)), 0))[0]
+        y = np.maximum(self.bn("b1.bn", self.conv("b1.conv", x, 2)), 0)
+        return max_pool(y, self.arch.padding)[0]
 
     def last(self, x: NDArray) -> NDArray:
         return x.mean((2, 3)) @ self.weights["last.weight"].T + self.weights["last.bias"]
 
     def residual(self, name: str, x: NDArray, stride: int, shortcut: bool) -> NDArray:
-        """He et al. figure 2; the shortcut's convolution is not normalised."""
-        y = np.maximum(self.bn(f"{name}.bn1", self.conv(f"{name}.conv1", x, stride, 1)), 0)
-        y = self.bn(f"{name}.bn2", self.conv(f"{name}.conv2", y, 1, 1))
-        return np.maximum(y + (self.conv(f"{name}.conv3", x, stride, 0) if shortcut else x), 0)
+        """He et al. figure 2; the shortcut's convolution is normalised where the network says so."""
+        y = np.maximum(self.bn(f"{name}.bn1", self.conv(f"{name}.conv1", x, stride)), 0)
+        y = self.bn(f"{name}.bn2", self.conv(f"{name}.conv2", y, 1))
+        if shortcut:
+            x = self.conv(f"{name}.conv3", x, stride)
+            x = self.bn(f"{name}.bn3", x) if self.arch.shortcut_norm else x
+        return np.maximum(y + x, 0)
 
     def resnext(self, name: str, x: NDArray, stride: int, shortcut: bool) -> NDArray:
-        """Xie et al. figure 3c; the stride is the middle convolution's, the shortcut is normalised."""
-        y = np.maximum(self.bn(f"{name}.bn1", self.conv(f"{name}.conv1", x, 1, 0)), 0)
-        y = np.maximum(self.bn(f"{name}.bn2", self.conv(f"{name}.conv2", y, stride, 1)), 0)
-        y = self.bn(f"{name}.bn3", self.conv(f"{name}.conv3", y, 1, 0))
+        """Xie et al. figure 3c; the stride is the middle convolution's or the first's."""
+        first, middle = (stride, 1) if self.arch.stride_on == "1x1" else (1, stride)
+        y = np.maximum(self.bn(f"{name}.bn1", self.conv(f"{name}.conv1", x, first)), 0)
+        y = np.maximum(self.bn(f"{name}.bn2", self.conv(f"{name}.conv2", y, middle)), 0)
+        y = self.bn(f"{name}.bn3", self.conv(f"{name}.conv3", y, 1))
         if shortcut:
-            x = self.bn(f"{name}.bn4", self.conv(f"{name}.conv4", x, stride, 0))
+            x = self.bn(f"{name}.bn4", self.conv(f"{name}.conv4", x, stride))
         return np.maximum(y + x, 0)
 
 
-def test_a_residual_network_written_out() -> None:
-    x, _ = random_batch(RESIDUAL, 2, 37, 44)
-    net = Written(RESIDUAL)
+AXES = {"epsilon": EPSILON, "padding": "same", "stem_padding": "same"}
+
+
+@pytest.mark.parametrize("axes", [{}, {"shortcut_norm": True, **AXES}], ids=["the chapter's", "axes"])
+def test_a_residual_network_written_out(axes: dict[str, Any]) -> None:
+    arch = replace(RESIDUAL, **axes)
+    x, _ = random_batch(arch, 2, 37, 44)
+    net = Written(arch)
     expected = {"b1": net.stem(x)}
     expected["b2"] = net.residual("b2.0", expected["b1"], stride=1, shortcut=False)
     inner = net.residual("b3.0", expected["b2"], stride=2, shortcut=True)
     expected["b3"] = net.residual("b3.1", inner, stride=1, shortcut=False)
     expected["last"] = net.last(expected["b3"])
-    check_activations(RESIDUAL, x, expected)
+    check_activations(arch, x, expected)
 
 
-def test_a_resnext_network_written_out() -> None:
-    x, _ = random_batch(RESNEXT, 2, 37, 44)
-    net = Written(RESNEXT)
+@pytest.mark.parametrize("axes", [{}, {"stride_on": "1x1", **AXES}], ids=["the chapter's", "axes"])
+def test_a_resnext_network_written_out(axes: dict[str, Any]) -> None:
+    arch = replace(RESNEXT, **axes)
+    x, _ = random_batch(arch, 2, 37, 44)
+    net = Written(arch)
     expected = {"b1": net.stem(x)}
     inner = net.resnext("b2.0", expected["b1"], stride=1, shortcut=True)
     expected["b2"] = net.resnext("b2.1", inner, stride=1, shortcut=False)
     expected["b3"] = net.resnext("b3.0", expected["b2"], stride=2, shortcut=True)
     expected["last"] = net.last(expected["b3"])
-    check_activations(RESNEXT, x, expected)
+    check_activations(arch, x, expected)
 
 
 def check_activations(arch: Architecture, x: NDArray, expected: dict[str, NDArray]) -> None:

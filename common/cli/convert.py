@@ -8,19 +8,20 @@ from typing import Annotated
 import typer
 
 from common.errors import BadInput
+from common.interop.families import FAMILIES
 
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A .safetensors, .pth, .pt or .bin file of tensors.")
+        Path, typer.Argument(metavar="SOURCE", help="A checkpoint: a file of any framework, or a folder.")
     ],
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The .safetensors file to write.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="What to write: ours end in .safetensors.")],
     family: Annotated[
-        str, typer.Option("--from", metavar="NAME", help="torchvision, timm, transformers, or auto.")
+        str, typer.Option("--from", metavar="FAMILY", help=f"{', '.join(FAMILIES)}, or auto.")
     ] = "auto",
     to: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="torchvision or transformers: SOURCE is one of ours, DEST theirs."),
+        typer.Option(metavar="FAMILY", help="A family: SOURCE is one of ours, DEST theirs."),
     ] = None,
     arch: Annotated[
         str | None, typer.Option(metavar="ARCH", help="Refuse any other network. Default: what SOURCE shows.")
@@ -29,17 +30,20 @@ def convert(
     in_channels: Annotated[int | None, typer.Option(help="Refuse any other number of channels.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite DEST.")] = False,
 ) -> None:
-    """Take a checkpoint of torchvision, timm or transformers, or take one of ours to them.
+    """Take a checkpoint of another library's ResNet, or take one of ours there.
 
     The architecture is read off the tensors, and a tensor that has no place in it is an error.
     """
     from common.data import imagenet
     from common.interop import convert as converting
-    from common.weights import load_checkpoint, save_checkpoint, write_safetensors
+    from common.interop import files
+    from common.weights import load_checkpoint, save_checkpoint
 
     if to is not None and family != "auto":
         raise BadInput("give --from or --to, not both: one side is always this project's")
-    if dest.suffix != ".safetensors":
+    if to in FAMILIES:
+        files.check_suffix(dest, to)
+    elif to is None and dest.suffix != ".safetensors":
         raise BadInput(f"{dest} must end in .safetensors, which is what is written")
     if dest.exists() and not force:
         raise BadInput(f"{dest} exists; choose another name, or give --force to overwrite it")
@@ -49,9 +53,8 @@ def convert(
         if to is not None:
             found = converting.to_family(*load_checkpoint(source), to)
         else:
-            tensors, halves = converting.read_tensors(source)
-            found = converting.from_family(tensors, family)
-            converting.check_config(source)
+            tensors, halves = files.read_tensors(source)
+            found = converting.from_family(tensors, family, converting.read_config(source))
         converting.check_network(found.arch, arch, num_classes, in_channels)
     except BadInput as error:
         raise BadInput(str(error) if str(source) in str(error) else f"{source}: {error}") from None
@@ -59,7 +62,7 @@ def convert(
     said = {"inference_only": found.inference_only, "rounded": found.rounded}
     metadata = {name: text for name, text in said.items() if text}
     if to is not None:
-        write_safetensors(dest, found.tensors, {"format": "pt", **metadata})
+        files.write_tensors(dest, to, found.arch, found.tensors, metadata)
     else:
         metadata["source"] = found.family
         if (found.arch.in_channels, found.arch.num_classes) == (3, imagenet.NUM_CLASSES):

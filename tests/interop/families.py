@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from common.interop.convert import FAMILIES, Converted
+from common.interop.convert import Converted
+from common.interop.families import FAMILIES
 from common.weights import Weights
 from resnet_torch.speed import torchvision
 
@@ -96,10 +97,7 @@ def training(model: nn.Module, x: NDArray, y: NDArray) -> Training:
 
 
 def named_as_theirs(converted: Converted, gradients: Weights) -> Weights:
-    """Our gradients under the names of the family; convolutions have no bias there."""
-    found = {}
-    for ours, theirs, shape in FAMILIES[converted.family].layers(converted.arch):
-        found[f"{theirs}.weight"] = gradients[f"{ours}.weight"]
-        if len(shape) < 4:
-            found[f"{theirs}.bias"] = gradients[f"{ours}.bias"]
-    return found
+    """Our gradients under the names of the family and as it lays them out."""
+    family = FAMILIES[converted.family]
+    names = family.names(converted.arch).items()
+    return {theirs: family.to_theirs(gradients[ours]) for ours, theirs in names if ours in gradients}

@@ -1,0 +1,309 @@
+"""What other people call the layers of a ResNet, and what their networks compute otherwise.
+
+To add one, write its entry in `FAMILIES`, and name it in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.architecture import Architecture, Shape
+from common.layout import from_channels_last, shape_channels_last, to_channels_last
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a framework calls the tensors of a layer, and how it joins names and lays out kernels."""
+
+    weight: str
+    norm: tuple[str, str, str, str]  # scale, shift, running mean, running variance
+    separator: str
+    channels_last: bool = False
+
+    def tensors(self, layer: str, shape: Shape, biased: bool) -> Iterator[tuple[str, str]]:
+        """Our kind and their name, of each tensor of a layer of theirs whose weight has our `shape`."""
+        if len(shape) == 1:
+            kinds = dict(zip(("weight", "bias", "running_mean", "running_var"), self.norm, strict=True))
+        else:
+            kinds = {"weight": self.weight, "bias": "bias"} if biased else {"weight": self.weight}
+        for ours, theirs in kinds.items():
+            yield ours, f"{layer}{self.separator}{theirs}"
+
+
+TORCH = Words("weight", ("weight", "bias", "running_mean", "running_var"), ".")
+GLUON = Words("weight", ("gamma", "beta", "running_mean", "running_var"), ".")
+KERAS = Words("kernel", ("gamma", "beta", "moving_mean", "moving_variance"), "/", channels_last=True)
+FLAX = Words("kernel", ("scale", "bias", "mean", "var"), "/", channels_last=True)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a convolution and its norm are: stage, block and convolution from 0, and the block's number."""
+
+    stage: int = 0
+    block: int = 0
+    conv: int = 0
+    number: int = 0
+    basic: bool = True
+
+
+Name = Callable[[Place], str]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer under both names, with our shape of its weight, and whether theirs has a bias."""
+
+    ours: str
+    theirs: str
+    shape: Shape
+    biased: bool
+
+
+@dataclass(frozen=True)
+class Family:
+    """Other people's networks.
+
+    Attributes:
+        framework: whose `files.py` writes their files.
+        words: of their tensors.
+        stem: its convolution and norm.
+        block: the beginning of the names in a block.
+        conv, norm: what follows, of the convolutions the shortcut goes around.
+        shortcut: likewise, of the shortcut's; None where it is counted on from the others'.
+        last: the dense layer of a network of so many stages.
+        biased: which convolutions have a bias.
+        basic, bottleneck: the axes of `Architecture` that are not the chapter's; None for no such block.
+        numbered: whether blocks are numbered through all stages.
+        grouped: whether a bottleneck may be of any width, and in groups; else a quarter of the channels.
+        any_head: whether the dense layer may have any name.
+        config: whether a config.json beside the tensors says what they do not show.
+    """
+
+    framework: str
+    words: Words
+    stem: tuple[str, str]
+    block: Name
+    conv: Name
+    norm: Name
+    shortcut: tuple[str, str] | None
+    last: Callable[[int], str]
+    biased: Callable[[Place], bool] = lambda at: False
+    basic: Mapping[str, Any] | None = field(default_factory=lambda: {"shortcut_norm": True})
+    bottleneck: Mapping[str, Any] = field(default_factory=dict)
+    numbered: bool = False
+    grouped: bool = False
+    any_head: bool = False
+    config: bool = False
+
+    def axes(self, basic: bool) -> Mapping[str, Any]:
+        """What a network of theirs of these blocks computes otherwise than the chapter's."""
+        return (self.basic or {}) if basic else self.bottleneck
+
+    def pair(self, at: Place) -> tuple[str, str]:
+        """A convolution and its norm; the shortcut's where the place is beyond the others."""
+        if self.shortcut and at.conv == (2 if at.basic else 3):
+            return self.block(at) + self.shortcut[0], self.block(at) + self.shortcut[1]
+        return self.block(at) + self.conv(at), self.block(at) + self.norm(at)
+
+    def layers(self, arch: Architecture) -> Iterator[Layer]:
+        """Every layer, in canonical order."""
+        basic, number = arch.block == "residual", 0
+        biased = self.biased(Place(stage=-1, basic=basic))
+        yield Layer("b1.conv", self.stem[0], (arch.stem_channels, arch.in_channels, 7, 7), biased)
+        yield Layer("b1.bn", self.stem[1], (arch.stem_channels,), True)
+        for k, stage in enumerate(arch.blocks()):
+            for j, block in enumerate(stage):
+                for layer, shape in block.layers():
+                    i = int(layer[-1]) - 1
+                    at = Place(k, j, i, number, basic)
+                    theirs = self.pair(at)[len(shape) == 1]
+                    yield Layer(f"{block.name}.{layer}", theirs, shape, self.biased(at))
+                number += 1
+        yield Layer("last", self.last(len(arch.stages)), (arch.num_classes, arch.stages[-1][1]), True)
+
+    def stem_tensors(self) -> tuple[str, str]:
+        """The stem's kernel and its norm's scale, by which a family is known."""
+        separator = self.words.separator
+        return (
+            f"{self.stem[0]}{separator}{self.words.weight}",
+            f"{self.stem[1]}{separator}{self.words.norm[0]}",
+        )
+
+    def names(self, arch: Architecture) -> dict[str, str]:
+        """Our name to theirs, of every tensor of theirs."""
+        return {
+            f"{layer.ours}.{kind}": theirs
+            for layer in self.layers(arch)
+            for kind, theirs in self.words.tensors(layer.theirs, layer.shape, layer.biased)
+        }
+
+    def shapes(self, arch: Architecture) -> dict[str, Shape]:
+        """Their name to shape, of every tensor of theirs."""
+        ours = arch.parameter_shapes()
+        turn = shape_channels_last if self.words.channels_last else tuple
+        return {theirs: turn(ours[name]) for name, theirs in self.names(arch).items()}
+
+    def to_ours(self, array: NDArray) -> NDArray:
+        """A tensor of theirs as we lay it out: a view."""
+        return from_channels_last(array) if self.words.channels_last else array
+
+    def to_theirs(self, array: NDArray) -> NDArray:
+        """A tensor of ours as they lay it out."""
+        return np.ascontiguousarray(to_channels_last(array)) if self.words.channels_last else array
+
+
+_SAME = {"padding": "same", "stem_padding": "same", "decay": 0.99}
+
+
+def _every(at: Place) -> bool:
+    return True
+
+
+def _d2l(framework: str, words: Words, **names: Any) -> Family:
+    """The chapter's own names: `conv1`, `bn1`, …, and a bias in every convolution."""
+    return Family(
+        framework,
+        words,
+        conv=lambda at: f"conv{at.conv + 1}",
+        norm=lambda at: f"bn{at.conv + 1}",
+        shortcut=None,
+        biased=_every,
+        grouped=True,
+        **names,
+    )
+
+
+def _torchvision(framework: str, words: Words, grouped: bool) -> Family:
+    return Family(
+        framework,
+        words,
+        stem=("conv1", "bn1"),
+        block=lambda at: f"layer{at.stage + 1}.{at.block}.",
+        conv=lambda at: f"conv{at.conv + 1}",
+        norm=lambda at: f"bn{at.conv + 1}",
+        shortcut=("downsample.0", "downsample.1"),
+        last=lambda stages: "fc",
+        grouped=grouped,
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    "torchvision": _torchvision("torch", TORCH, grouped=True),
+    "timm": _torchvision("torch", TORCH, grouped=True),
+    "transformers": Family(
+        "torch",
+        TORCH,
+        stem=("resnet.embedder.embedder.convolution", "resnet.embedder.embedder.normalization"),
+        block=lambda at: f"resnet.encoder.stages.{at.stage}.layers.{at.block}.",
+        conv=lambda at: f"layer.{at.conv}.convolution",
+        norm=lambda at: f"layer.{at.conv}.normalization",
+        shortcut=("shortcut.convolution", "shortcut.normalization"),
+        last=lambda stages: "classifier.1",
+        config=True,
+    ),
+    "transformers-flax": Family(
+        "jax",
+        FLAX,
+        stem=("resnet/embedder/embedder/convolution", "resnet/embedder/embedder/normalization"),
+        block=lambda at: f"resnet/encoder/stages/{at.stage}/layers/{at.block}/",
+        conv=lambda at: f"layer/{'layer_' if at.basic else ''}{at.conv}/convolution",
+        norm=lambda at: f"layer/{'layer_' if at.basic else ''}{at.conv}/normalization",
+        shortcut=("shortcut/convolution", "shortcut/normalization"),
+        last=lambda stages: "classifier/1",
+        config=True,
+    ),
+    "transformers-tf": Family(
+        "tf",
+        KERAS,
+        stem=("resnet/embedder/embedder/convolution", "resnet/embedder/embedder/normalization"),
+        block=lambda at: f"resnet/encoder/stages.{at.stage}/layers.{at.block}/",
+        conv=lambda at: f"layer.{at.conv}/convolution",
+        norm=lambda at: f"layer.{at.conv}/normalization",
+        shortcut=("shortcut/convolution", "shortcut/normalization"),
+        last=lambda stages: "classifier.1",
+        config=True,
+    ),
+    "keras": Family(
+        "tf",
+        KERAS,
+        stem=("conv1_conv", "conv1_bn"),
+        block=lambda at: f"conv{at.stage + 2}_block{at.block + 1}_",
+        conv=lambda at: f"{at.conv + 1}_conv",
+        norm=lambda at: f"{at.conv + 1}_bn",
+        shortcut=("0_conv", "0_bn"),
+        last=lambda stages: "predictions",
+        biased=_every,
+        basic=None,
+        bottleneck={"stride_on": "1x1", "epsilon": 1.001e-5, "decay": 0.99},
+        any_head=True,
+    ),
+    "flax-example": Family(
+        "jax",
+        FLAX,
+        stem=("conv_init", "bn_init"),
+        block=lambda at: f"{'' if at.basic else 'Bottleneck'}ResNetBlock_{at.number}/",
+        conv=lambda at: f"Conv_{at.conv}",
+        norm=lambda at: f"BatchNorm_{at.conv}",
+        shortcut=("conv_proj", "norm_proj"),
+        last=lambda stages: "Dense_0",
+        basic={"shortcut_norm": True, "padding": "same"},
+        bottleneck={"padding": "same"},
+        numbered=True,
+    ),
+    "gluon": Family(
+        "mxnet",
+        GLUON,
+        stem=("features.0", "features.1"),
+        block=lambda at: f"features.{at.stage + 4}.{at.block}.",
+        conv=lambda at: f"body.{3 * at.conv}",
+        norm=lambda at: f"body.{3 * at.conv + 1}",
+        shortcut=("downsample.0", "downsample.1"),
+        last=lambda stages: "output",
+        biased=lambda at: not at.basic and at.stage >= 0 and at.conv in (0, 2),
+        bottleneck={"stride_on": "1x1"},
+    ),
+    "gluoncv": _torchvision("mxnet", GLUON, grouped=False),
+    "d2l-torch": _d2l(
+        "torch",
+        TORCH,
+        stem=("net.0.0", "net.0.1"),
+        block=lambda at: f"net.b{at.stage + 2}.{at.block}.",
+        last=lambda stages: "net.last.2",
+        basic={},
+    ),
+    "d2l-mxnet": _d2l(
+        "mxnet",
+        GLUON,
+        stem=("net.0.0", "net.0.1"),
+        block=lambda at: f"net.{at.stage + 1}.{at.block}.",
+        last=lambda stages: f"net.{stages + 2}",
+        basic={},
+    ),
+    "d2l-tf": _d2l(
+        "tf",
+        KERAS,
+        stem=(
+            "net/layer_with_weights-0/layer_with_weights-0",
+            "net/layer_with_weights-0/layer_with_weights-1",
+        ),
+        block=lambda at: f"net/layer_with_weights-{at.stage + 1}/layer_with_weights-{at.block}/",
+        last=lambda stages: f"net/layer_with_weights-{stages + 1}/layer_with_weights-0",
+        basic={**_SAME, "epsilon": 1e-3},
+        bottleneck={**_SAME, "epsilon": 1e-3},
+    ),
+    "d2l-jax": _d2l(
+        "jax",
+        FLAX,
+        stem=("net/layers_0/layers_0", "net/layers_0/layers_1"),
+        block=lambda at: f"net/layers_{at.stage + 1}/layers_{at.block}/",
+        last=lambda stages: f"net/layers_{stages + 1}/layers_2",
+        basic=_SAME,
+        bottleneck=_SAME,
+    ),
+}
