@@ -67,7 +67,7 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
 def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:
     """Write what `mx.nd.save` would, which Gluon loads with and without NumPy semantics.
 
-    Without them MXNet has no arrays of no dimension or no values.
+    Without them MXNet has no array of shape ().
 
     Raises:
         ValueError: for arrays or names that MXNet cannot load, or a folder that cannot be written.
@@ -109,7 +109,7 @@ def _read_array(file: BufferedReader, size: int) -> tuple[NDArray, bool]:
     """The next array of a file of `size` bytes, and whether it was bfloat16."""
     (magic,) = _take(file, "I")
     if magic in (V2, V3) and _take(file, "i") != (DENSE,):
-        raise BadInput("it is sparse; save array.tostype('default')")
+        raise BadInput("it is not dense; save array.tostype('default')")
     ndim, dim = (*_take(file, "i"), "q") if magic in (V1, V2, V3) else (magic, "I")
     if ndim > MOST_DIMENSIONS:
         raise BadInput("it is damaged or of an unknown version of MXNet; take another copy")
@@ -128,7 +128,7 @@ def _read_array(file: BufferedReader, size: int) -> tuple[NDArray, bool]:
     try:
         array = np.empty(shape, dtype)
     except (MemoryError, ValueError):  # a ValueError where one dimension is 0 and another 2⁶²
-        raise BadInput("it does not fit into memory; take a smaller network") from None
+        raise BadInput("its shape does not fit into memory; take another copy") from None
     if file.readinto(array.data) < array.nbytes:
         raise BadInput("it ends too soon; take another copy")
     if flag != BFLOAT16:
