@@ -333,6 +333,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "2¹²⁴ values": (whole([record(shape=(2**62, 2**62))], listed(b"x")), "it ends too soon"),
     "2⁶⁴ values, 0 in 64 bits": (whole([record(shape=(2**32,) * 2)], listed(b"x")), "it ends too soon"),
     "0 × 2⁶² values": (whole([record(shape=(0, 2**62), values=b"")], listed(b"x")), "does not fit"),
+    "values cut short": (whole([record(values=TWO[:7])], b""), "array 1 of 1: it ends too soon"),
     "row-sparse": (whole([record(storage=1)], listed(b"x")), "it is not dense"),
     "unknown storage": (whole([record(storage=-7)], listed(b"x")), "it is not dense"),
     "a later version": (whole([record(V3 + 1)], listed(b"x")), "of an unknown version"),
