@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from common.architecture import bottleneck_strides, check_bottleneck
-from resnet_torch.layers import LazyBatchNorm2d, LazyConv2d, relu
+from resnet_torch.layers import LazyBatchNorm2d, LazyConv2d, momentum, relu
 
 
 class Residual(nn.Module):
@@ -30,7 +30,7 @@ class Residual(nn.Module):
         decay: float = 0.9,
     ) -> None:
         super().__init__()
-        norm = partial(LazyBatchNorm2d, epsilon, decay)
+        norm = partial(LazyBatchNorm2d, eps=epsilon, momentum=momentum(decay))
         self.conv1 = LazyConv2d(num_channels, kernel_size=3, padding=padding, stride=strides)
         self.conv2 = LazyConv2d(num_channels, kernel_size=3, padding=padding)
         self.conv3 = None
@@ -85,7 +85,7 @@ class ResNeXtBlock(nn.Module):
         check_bottleneck(num_channels, groups, bot_mul)
         bot_channels = int(round(num_channels * bot_mul))
         first, middle = bottleneck_strides(strides, stride_on)
-        norm = partial(LazyBatchNorm2d, epsilon, decay)
+        norm = partial(LazyBatchNorm2d, eps=epsilon, momentum=momentum(decay))
         self.conv1 = LazyConv2d(bot_channels, kernel_size=1, stride=first)
         self.conv2 = LazyConv2d(
             bot_channels, kernel_size=3, padding=padding, stride=middle, groups=bot_channels // groups

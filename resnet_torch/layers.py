@@ -113,15 +113,14 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class LazyBatchNorm2d(nn.LazyBatchNorm2d, BatchNorm2d):
-    """The same; the channels are inferred from the first batch.
-
-    Trap: the others' decay is what a running statistic keeps, PyTorch's momentum what it takes.
-    """
+    """The same; the channels are inferred from the first batch."""
 
     cls_to_become = BatchNorm2d
 
-    def __init__(self, epsilon: float = 1e-5, decay: float = 0.9) -> None:
-        super().__init__(eps=epsilon, momentum=round(1 - decay, 15))  # 0.1 where that is what is meant
+
+def momentum(decay: float) -> float:
+    """Trap: what the others keep of the old value is 1 less what PyTorch takes of the new."""
+    return round(1 - decay, 15)  # 0.1, and not 0.09999999999999998
 
 
 class MaxPool2d(nn.MaxPool2d):

@@ -7,7 +7,7 @@ from torch import nn
 
 from common.architecture import Architecture, Block, published
 from resnet_torch.blocks import Residual, ResNeXtBlock
-from resnet_torch.layers import LazyBatchNorm2d, LazyConv2d, LazyLinear, MaxPool2d
+from resnet_torch.layers import LazyBatchNorm2d, LazyConv2d, LazyLinear, MaxPool2d, momentum
 from resnet_torch.training import Classifier
 
 
@@ -38,7 +38,7 @@ class ResNet(Classifier):
         return nn.Sequential(
             OrderedDict(
                 conv=LazyConv2d(arch.stem_channels, kernel_size=7, stride=2, padding=arch.stem_padding),
-                bn=LazyBatchNorm2d(arch.epsilon, arch.decay),
+                bn=LazyBatchNorm2d(eps=arch.epsilon, momentum=momentum(arch.decay)),
                 relu=nn.ReLU(inplace=True),
                 pool=MaxPool2d(arch.padding),
             )

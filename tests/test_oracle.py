@@ -42,7 +42,7 @@ NETWORKS = pytest.mark.parametrize(
         RESIDUAL,
         RESNEXT,
         replace(RESIDUAL, shortcut_norm=True, epsilon=0.02, padding="same", stem_padding="same"),
-        replace(RESNEXT, stride_on="1x1", epsilon=0.02, padding="same"),
+        replace(RESNEXT, stride_on="1x1", epsilon=0.02, padding="same", decay=0.99),
     ],
     ids=["residual", "resnext", "residual axes", "resnext axes"],
 )
@@ -342,17 +342,18 @@ def test_evaluation_normalises_with_the_running_statistics_and_training_with_the
 
 
 @NETWORKS
-def test_running_statistics_keep_nine_tenths_of_the_old_value(arch: Architecture) -> None:
+def test_running_statistics_keep_the_decay_of_the_old_value(arch: Architecture) -> None:
     x, y = random_batch(arch, 3, 33, 40)
     weights = random_weights(arch)
     model = build("oracle", arch)
     model.load_weights(weights)
     running = model.loss_and_gradients(x, y).running
     assert list(running) == [name for name in weights if is_statistic(name)]
-    stem = convolution(x, weights["b1.conv.weight"], weights["b1.conv.bias"], 2, 3)[0]
+    stem = convolution(x, weights["b1.conv.weight"], weights["b1.conv.bias"], 2, arch.stem_padding)[0]
     for statistic, batch in (("running_mean", stem.mean((0, 2, 3))), ("running_var", stem.var((0, 2, 3)))):
         name = f"b1.bn.{statistic}"
-        assert deviation(running[name], 0.9 * weights[name] + 0.1 * batch) <= EXACT
+        kept = arch.decay * weights[name]
+        assert deviation(running[name], kept + (1 - arch.decay) * batch) <= EXACT
 
 
 @NETWORKS
