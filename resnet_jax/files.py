@@ -260,27 +260,23 @@ def _print_orbax(folder: Path, size: int) -> None:
         for entry in description["tree_metadata"].values()
         if not entry["value_metadata"]["skip_deserialize"]  # what has no leaves
     ]
-    arrays = {
-        "/".join(path): ts.open(
-            {
-                "driver": "zarr3" if description.get("use_zarr3") else "zarr",
-                "kvstore": {"driver": "ocdbt", "base": base} if is_database else base,
-                "path": ".".join(path) + "/",
-                # What is missing is zeros only where Orbax left zeros out.
-                "fill_missing_data_reads": not description.get("store_array_data_equal_to_fill_value"),
-            },
-            open=True,
-            read=True,
-        ).result()
-        for path in [path for path in names if f"{path[0]}/" in COLLECTIONS] or names
-    }
-    announced = sum(math.prod(array.shape) * array.dtype.numpy_dtype.itemsize for array in arrays.values())
+    arrays = []
+    for path in [path for path in names if f"{path[0]}/" in COLLECTIONS] or names:
+        spec = {
+            "driver": "zarr3" if description.get("use_zarr3") else "zarr",
+            "kvstore": {"driver": "ocdbt", "base": base} if is_database else base,
+            "path": ".".join(path) + "/",
+            # What is missing is zeros only where Orbax left zeros out.
+            "fill_missing_data_reads": not description.get("store_array_data_equal_to_fill_value"),
+        }
+        arrays.append(("/".join(path), ts.open(spec, open=True, read=True).result()))
+    announced = sum(math.prod(array.shape) * array.dtype.numpy_dtype.itemsize for _, array in arrays)
     if announced > 64 * MB + 16 * size:  # weights hardly compress
         raise BadInput(f"its arrays are to be of {announced} bytes, its files have {size}")
 
     packer = msgpack.Packer(default=_packed)
     sys.stdout.buffer.write(packer.pack_map_header(len(arrays)))
-    for name, array in arrays.items():
+    for name, array in arrays:
         sys.stdout.buffer.write(packer.pack(name) + packer.pack(array.read().result()))
 
 
