@@ -211,22 +211,10 @@ def _orbax_as_msgpack(path: Path) -> bytes:
     What reads it, TensorStore, trusts it: damage can crash it or let it take all memory. So it reads in a
     process of its own, which has so much memory and time and no more.
     """
-    folder = path / "default" if (path / "default" / "_METADATA").exists() else path  # a CheckpointManager's
-    if not (folder / "_METADATA").exists():
-        inside = [*path.glob("*/_METADATA"), *path.glob("*/default/_METADATA")]
-        if several := sorted(file.relative_to(path).parts[0] for file in inside):
-            raise BadInput(f"{path} holds checkpoints ({some(several)}); give the path of one of them")
-        raise BadInput(f"{path} is no Orbax checkpoint, it has no _METADATA; save it with a newer Orbax")
     try:
-        entries = list(path.rglob("*"))
-        foreign = [
-            entry.name for entry in entries if entry.is_symlink() or not (entry.is_file() or entry.is_dir())
-        ]
-        size = sum(entry.lstat().st_size for entry in entries)
+        folder, size = _orbax_folder(path)
     except (OSError, RecursionError) as error:
         raise BadInput(f"cannot read {path}: {_line(error)}; take another copy") from None
-    if foreign:
-        raise BadInput(f"{path} is refused: {some(foreign)} is a link or a device; copy the files themselves")
     try:
         reader = subprocess.run(
             [sys.executable, "-P", __file__, folder.resolve(), str(size)],
@@ -243,6 +231,22 @@ def _orbax_as_msgpack(path: Path) -> bytes:
         said = reader.stderr.decode(errors="replace").splitlines()
         reason = said[-1] if said and reader.returncode == 1 else "it takes too much memory, or is damaged"
     raise BadInput(f"{path} is not a complete Orbax checkpoint: {reason}; take another copy")
+
+
+def _orbax_folder(path: Path) -> tuple[Path, int]:
+    """Where the tree of an Orbax checkpoint lies, and the size of its files, of which none is elsewhere."""
+    folder = next((place for place in (path, path / "default") if (place / "_METADATA").exists()), None)
+    if folder is None:
+        inside = [*path.glob("*/_METADATA"), *path.glob("*/default/_METADATA")]
+        if several := sorted(_shown(file.relative_to(path).parts[0]) for file in inside):
+            raise BadInput(f"{path} holds checkpoints ({some(several)}); give the path of one of them")
+        raise BadInput(f"{path} is no Orbax checkpoint, it has no _METADATA; save it with a newer Orbax")
+    size = 0
+    for entry in path.rglob("*"):
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            raise BadInput(f"{path} is refused: {_shown(entry.name)} is a link or a device; copy the files")
+        size += entry.lstat().st_size
+    return folder, size
 
 
 def _print_orbax(folder: Path, size: int) -> None:

@@ -151,7 +151,7 @@ def test_their_checkpoint_is_read(tmp_path: Path, network: Any, writer: str, wha
     assert all(array.flags.writeable for array in tensors.values())
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ["to_bytes", "save_checkpoint"])
 def test_parameters_alone_are_read(tmp_path: Path, network: Any, writer: str) -> None:
     WRITERS[writer](tmp_path / "model", network.variables["params"])
     same(read(tmp_path / "model")[0], names_of({"params": network.variables["params"]}))
@@ -419,11 +419,18 @@ def test_damage_is_one_line_wherever_it_is(data: st.DataObject) -> None:
 # Hostile folders
 
 
-@pytest.fixture
-def folder(tmp_path: Path, network: Any) -> Path:
+@pytest.fixture(scope="module")
+def whole_folder(tmp_path_factory: pytest.TempPathFactory, network: Any) -> Path:
     """An Orbax checkpoint whose arrays are Zarr folders."""
-    flax_checkpoint(tmp_path / "ckpt", network.variables, use_ocdbt=False)
-    return tmp_path / "ckpt"
+    path = tmp_path_factory.mktemp("orbax") / "ckpt"
+    flax_checkpoint(path, network.variables, use_ocdbt=False)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, whole_folder: Path) -> Path:
+    """A copy of it, to be spoilt."""
+    return shutil.copytree(whole_folder, tmp_path / "ckpt")
 
 
 KERNEL = "params.Block_0.Conv_0.kernel"
@@ -523,7 +530,7 @@ def test_a_damaged_database_is_one_line(tmp_path: Path, network: Any) -> None:
     expected = names_of(network.variables)
     refused = 0
     for file in [path / "manifest.ocdbt", *(path / "d").iterdir(), path / "_METADATA"]:
-        for _ in flips(file, 3):
+        for _ in flips(file, 2):
             try:
                 assert {name: a.shape for name, a in read(path)[0].items()} == {
                     name: a.shape for name, a in expected.items()
@@ -531,7 +538,7 @@ def test_a_damaged_database_is_one_line(tmp_path: Path, network: Any) -> None:
             except BadInput as error:
                 refused += 1
                 assert str(path) in str(error) and "\n" not in str(error)
-    assert refused >= 3
+    assert refused >= 2
     same(read(path)[0], expected)
     for file in [path / "manifest.ocdbt", *(path / "d").iterdir()]:
         content = file.read_bytes()
@@ -548,19 +555,19 @@ def test_a_damaged_database_is_one_line(tmp_path: Path, network: Any) -> None:
 # Bombs
 
 READ = """
-import resource, sys, time
+import resource, runpy, sys, time
 from pathlib import Path
-from resnet_jax.files import read_tensors
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for path in sys.argv[1:]:
+read_tensors = runpy.run_path(sys.argv[1])["read_tensors"]  # without JAX, whose import takes memory too
+for path in sys.argv[2:]:
     start = time.monotonic()
     try:
         read_tensors(Path(path))
         print("read", path)
     except ValueError as error:
         print("refused", time.monotonic() - start, error)
-kb = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print(kb[0] - before, kb[1])
+status = Path("/proc/self/status").read_text().split()  # getrusage remembers the test runner
+print(status[status.index("VmHWM:") + 1])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
@@ -572,10 +579,10 @@ def zstandard_of_zeros(size: int) -> bytes:
     return b"\x28\xb5\x2f\xfd" + b"\x00" + b"\x58" + b"".join(blocks)
 
 
-def test_bombs_stay_small(tmp_path: Path, folder: Path) -> None:
+def test_bombs_stay_small(tmp_path: Path, folder: Path, jax_files: Any) -> None:
     """10 s and 1 GB, of the reader and of the process that it starts."""
     bombs = {
-        "lists": b"\x81\xa1a" + b"\xdd\x00\x98\x96\x80" * 1000 + bytes(10_000_000),
+        "lists": b"\x81\xa1a" + b"\xdd\x00\x98\x96\x80" * 100 + bytes(10_000_000),
         "maps": (
             b"\xde\x0f\xff"
             + b"".join(b"\xa3%03x\xcb%s" % (i % 4095, b"\x01" * 8) for i in range(4094))
@@ -590,7 +597,10 @@ def test_bombs_stay_small(tmp_path: Path, folder: Path) -> None:
     folders = []
     for name, spoil in {
         "zeros": lambda folder: replace_chunk(folder, zstandard_of_zeros(8 << 30)),
-        "chunks": lambda folder: change(folder / KERNEL / ".zarray", chunks=[10**4, 10**4, 10, 3]),
+        "a chunk that is 2 GB indeed": lambda folder: (
+            change(folder / KERNEL / ".zarray", chunks=[2048, 2048, 32, 4]),
+            replace_chunk(folder, zstandard_of_zeros(2 << 30)),
+        ),
         "no values": lambda folder: (
             change(folder / "_METADATA", store_array_data_equal_to_fill_value=False),
             (folder / KERNEL / "0.0.0.0").unlink(),
@@ -602,16 +612,15 @@ def test_bombs_stay_small(tmp_path: Path, folder: Path) -> None:
         folders.append(tmp_path / name)
     paths = [*(tmp_path / name for name in bombs), *folders]
     done = subprocess.run(
-        [sys.executable, "-c", READ, *paths],
+        [sys.executable, "-c", READ, jax_files.__file__, *paths],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=60,
     )
-    *lines, kilobytes = done.stdout.splitlines()
+    *lines, ours, childs = done.stdout.splitlines()
     assert len(lines) == len(paths), done.stdout + done.stderr
     for line in lines:
         word, seconds, _ = line.split(maxsplit=2)
         assert word == "refused" and float(seconds) < 10, line
-    print(done.stdout[:3000])
-    assert all(int(number) < 1_000_000 for number in kilobytes.split()), done.stdout
+    assert 10_000 < int(ours) < 1_000_000 and 10_000 < int(childs) < 1_000_000  # kB
