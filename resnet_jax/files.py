@@ -59,7 +59,7 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
 
 
 def _read_msgpack(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, NDArray], list[str]]:
-    """The arrays of what `flax.serialization.to_bytes` wrote, which reads them with no limits."""
+    """The arrays of what `flax.serialization.to_bytes` wrote; Flax's own reader knows no limits."""
     seen = 0
 
     def branch(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:
 
     A name that ends in .msgpack is a file for `flax.serialization.from_bytes`; one without a suffix is a
     folder for `flax.training.checkpoints.restore_checkpoint`. `mean` and `var` go to `batch_stats`, the rest
-    to `params`; so the order of names is kept in each of them only, and Orbax sorts them.
+    to `params`: names keep their order within each of the two and within a module, and Orbax sorts them.
 
     Raises:
         ValueError: for another suffix, a name that is also a module's, or a place that cannot be written.
