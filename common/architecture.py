@@ -93,19 +93,24 @@ class Block:
         return int(round(self.num_channels * self.bot_mul))
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of `Residual`, or of `ResNeXtBlock` where `groups` is set."""
-        options: dict[str, Any] = {
-            "num_channels": self.num_channels,
-            "use_1x1conv": self.use_1x1conv,
-            "strides": self.strides,
-            "epsilon": self.epsilon,
-            "padding": self.padding,
-            "decay": self.decay,
-        }
+    def chapter_options(self) -> dict[str, Any]:
+        """Keyword arguments of the chapter's `Residual`, or `ResNeXtBlock` where `groups` is set."""
+        shortcut = {"use_1x1conv": self.use_1x1conv, "strides": self.strides}
         if self.groups is None:
-            return {**options, "shortcut_norm": self.shortcut_norm}
-        return {**options, "groups": self.groups, "bot_mul": self.bot_mul, "stride_on": self.stride_on}
+            return {"num_channels": self.num_channels, **shortcut}
+        return {
+            "num_channels": self.num_channels,
+            "groups": self.groups,
+            "bot_mul": self.bot_mul,
+            **shortcut,
+        }
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of our own, which has more."""
+        own = {"shortcut_norm": self.shortcut_norm} if self.groups is None else {"stride_on": self.stride_on}
+        conventions = {"epsilon": self.epsilon, "padding": self.padding, "decay": self.decay}
+        return {**self.chapter_options, **own, **conventions}
 
     @property
     def chain(self) -> tuple[int, ...]:

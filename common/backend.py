@@ -289,6 +289,15 @@ class Backend:
         """
         import_module(self.module.replace(".backend", ".files")).write_tensors(path, tensors)
 
+    def own_network(self, family: str, arch: Architecture, path: Path) -> Callable[[NDArray], NDArray]:
+        """Another family's own network, built and loaded by its library: images (N, C, H, W) → logits.
+
+        Raises:
+            ImportError: if that library is not installed.
+            ValueError: if it builds no such network.
+        """
+        return import_module(self.module.replace(".backend", ".families")).own_network(family, arch, path)
+
     def load(self) -> Any:
         """The package's `backend.py`; this imports the framework."""
         return import_module(self.module)

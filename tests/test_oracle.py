@@ -336,7 +336,7 @@ def test_evaluation_normalises_with_the_running_statistics_and_training_with_the
     model = build("oracle", arch)
     model.load_weights(zero)
     training = model.loss_and_gradients(x, y)
-    model.load_weights(zero | {name: array / 0.1 for name, array in training.running.items()})
+    model.load_weights(zero | {name: array / (1 - arch.decay) for name, array in training.running.items()})
     assert deviation(model.predict(x), training.logits) <= EXACT
     np.testing.assert_array_equal(model.loss_and_gradients(x, y).logits, training.logits)
 

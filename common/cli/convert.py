@@ -28,6 +28,9 @@ def convert(
     ] = None,
     num_classes: Annotated[int | None, typer.Option(help="Refuse any other number of classes.")] = None,
     in_channels: Annotated[int | None, typer.Option(help="Refuse any other number of channels.")] = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Hold it against the family's own network, by its own library.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite DEST.")] = False,
 ) -> None:
     """Take a checkpoint of another library's ResNet, or take one of ours there.
@@ -37,6 +40,7 @@ def convert(
     from common.data import imagenet
     from common.interop import convert as converting
     from common.interop import files
+    from common.interop import prove as proving
     from common.weights import load_checkpoint, save_checkpoint
 
     if to is not None and family != "auto":
@@ -63,7 +67,14 @@ def convert(
     metadata = {name: text for name, text in said.items() if text}
     if to is not None:
         files.write_tensors(dest, to, found.arch, found.tensors, metadata)
+        if prove:
+            _, weights = load_checkpoint(source)
+            metadata["proof"] = proving.prove(to, found.arch, weights, dest)
+            if dest.suffix == ".safetensors":
+                files.write_tensors(dest, to, found.arch, found.tensors, metadata)
     else:
+        if prove:
+            metadata["proof"] = proving.prove(found.family, found.arch, found.tensors, source)
         metadata["source"] = found.family
         if (found.arch.in_channels, found.arch.num_classes) == (3, imagenet.NUM_CLASSES):
             metadata["dataset"] = imagenet.NAME
@@ -81,6 +92,8 @@ def convert(
         typer.echo(f"To rounding the same, because {found.rounded}")
     if found.inference_only:
         typer.echo(f"FOR INFERENCE ONLY: {found.inference_only}")
+    if "proof" in metadata:
+        typer.echo(f"Proven: {metadata['proof']}")
     if to is None:
         typer.echo(f"Taken for granted, because tensors do not show it: {converting.UNSEEN}")
     if "dataset" in metadata:

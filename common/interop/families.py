@@ -70,7 +70,8 @@ class Family:
     """Other people's networks.
 
     Attributes:
-        framework: whose `files.py` writes their files.
+        framework: whose `files.py` writes their files, and whose `families.py` builds their networks.
+        library: the package that has these networks.
         words: of their tensors.
         stem: its convolution and norm.
         block: the beginning of the names in a block.
@@ -86,6 +87,7 @@ class Family:
     """
 
     framework: str
+    library: str
     words: Words
     stem: tuple[str, str]
     block: Name
@@ -169,6 +171,7 @@ def _d2l(framework: str, words: Words, **names: Any) -> Family:
     """The chapter's own names: `conv1`, `bn1`, …, and a bias in every convolution."""
     return Family(
         framework,
+        "d2l",
         words,
         conv=lambda at: f"conv{at.conv + 1}",
         norm=lambda at: f"bn{at.conv + 1}",
@@ -179,9 +182,10 @@ def _d2l(framework: str, words: Words, **names: Any) -> Family:
     )
 
 
-def _torchvision(framework: str, words: Words, grouped: bool) -> Family:
+def _torchvision(framework: str, library: str, words: Words, grouped: bool) -> Family:
     return Family(
         framework,
+        library,
         words,
         stem=("conv1", "bn1"),
         block=lambda at: f"layer{at.stage + 1}.{at.block}.",
@@ -194,10 +198,11 @@ def _torchvision(framework: str, words: Words, grouped: bool) -> Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "torchvision": _torchvision("torch", TORCH, grouped=True),
-    "timm": _torchvision("torch", TORCH, grouped=True),
+    "torchvision": _torchvision("torch", "torchvision", TORCH, grouped=True),
+    "timm": _torchvision("torch", "timm", TORCH, grouped=True),
     "transformers": Family(
         "torch",
+        "transformers",
         TORCH,
         stem=("resnet.embedder.embedder.convolution", "resnet.embedder.embedder.normalization"),
         block=lambda at: f"resnet.encoder.stages.{at.stage}.layers.{at.block}.",
@@ -209,6 +214,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "transformers-flax": Family(
         "jax",
+        "transformers",
         FLAX,
         stem=("resnet/embedder/embedder/convolution", "resnet/embedder/embedder/normalization"),
         block=lambda at: f"resnet/encoder/stages/{at.stage}/layers/{at.block}/",
@@ -220,6 +226,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "transformers-tf": Family(
         "tf",
+        "transformers",
         KERAS,
         stem=("resnet/embedder/embedder/convolution", "resnet/embedder/embedder/normalization"),
         block=lambda at: f"resnet/encoder/stages.{at.stage}/layers.{at.block}/",
@@ -231,6 +238,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "keras": Family(
         "tf",
+        "keras",
         KERAS,
         stem=("conv1_conv", "conv1_bn"),
         block=lambda at: f"conv{at.stage + 2}_block{at.block + 1}_",
@@ -245,6 +253,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "flax-example": Family(
         "jax",
+        "flax",
         FLAX,
         stem=("conv_init", "bn_init"),
         block=lambda at: f"{'' if at.basic else 'Bottleneck'}ResNetBlock_{at.number}/",
@@ -258,6 +267,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gluon": Family(
         "mxnet",
+        "mxnet",
         GLUON,
         stem=("features.0", "features.1"),
         block=lambda at: f"features.{at.stage + 4}.{at.block}.",
@@ -268,7 +278,7 @@ FAMILIES: dict[str, Family] = {
         biased=lambda at: not at.basic and at.stage >= 0 and at.conv in (0, 2),
         bottleneck={"stride_on": "1x1"},
     ),
-    "gluoncv": _torchvision("mxnet", GLUON, grouped=False),
+    "gluoncv": _torchvision("mxnet", "gluoncv", GLUON, grouped=False),
     "d2l-torch": _d2l(
         "torch",
         TORCH,

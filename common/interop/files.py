@@ -92,7 +92,7 @@ def write_tensors(
     theirs = FAMILIES[family]
     if path.suffix == "" and theirs.config:
         path = output_folder(path) / HUGGING_FACE[theirs.framework]
-        config = json.dumps(_config(arch), indent=2) + "\n"
+        config = json.dumps(hugging_face_config(arch), indent=2) + "\n"
         write_atomically(path.with_name("config.json"), config)
     elif theirs.config and arch.stride_on != "3x3":
         raise BadInput(
@@ -114,7 +114,7 @@ def check_suffix(path: Path, family: str) -> None:
         raise BadInput(f"{path} must end in {known}, which {family} loads")
 
 
-def _config(arch: Architecture) -> dict[str, object]:
+def hugging_face_config(arch: Architecture) -> dict[str, object]:
     """What transformers' `ResNetConfig` is made of."""
     labels = {str(i): f"LABEL_{i}" for i in range(arch.num_classes)}
     return {

@@ -1,0 +1,56 @@
+"""A converted network held against the family's own, built and loaded by the family's own library."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from common.architecture import Architecture
+from common.backend import load_backend
+from common.errors import BadInput, MissingBackend
+from common.interop.families import FAMILIES
+from common.weights import Weights
+
+SIZES = ((65, 97), (64, 96))  # odd and even: padding shows at one of them
+BOUNDS = {"float64": 1e-12, "float32": 1e-5}
+DEEP = 100  # layers from which on rounding may be ten times as much
+
+
+def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
+    """How far our logits are from those of the family's own network with the tensors of a file: a sentence.
+
+    Ours are computed by the oracle, theirs in float64, or in float32 if the family has no other; both from
+    two random images at an odd and at an even size.
+
+    Raises:
+        ValueError: if the family's library is missing or builds no such network, or they disagree.
+    """
+    theirs = FAMILIES[family]
+    try:
+        own = load_backend(theirs.framework).own_network(family, arch, path)
+        library = f"{theirs.library} {version(theirs.library)}"
+    except ImportError as error:
+        name = theirs.library.replace("_", "-")
+        raise MissingBackend(f"--prove takes {name} ({error}); run: pip install {name}") from None
+    oracle = load_backend("oracle").build(arch)
+    oracle.load_weights(weights)
+
+    found = []
+    for height, width in SIZES:
+        x = np.random.default_rng(0).random((2, arch.in_channels, height, width))
+        ours, logits = oracle.predict(x), own(x)
+        found.append(float(np.linalg.norm(logits - ours) / np.linalg.norm(ours)))
+    depth = sum(len(block.chain) for stage in arch.blocks() for block in stage) + 2
+    bound = BOUNDS[logits.dtype.name] * (10 if depth >= DEEP and logits.dtype == np.float64 else 1)
+    off = f"{found[0]:.1e} at 65×97 and {found[1]:.1e} at 64×96"
+    if not max(found) <= bound:
+        raise BadInput(f"not proven: the logits are off by {off} from those of {family}'s own network")
+    python = ".".join(map(str, sys.version_info[:3]))
+    return (
+        f"logits within {off} of {family}'s own network in {logits.dtype}; "
+        f"{library}, NumPy {np.__version__}, Python {python}, {datetime.now(UTC):%Y-%m-%d}"
+    )

@@ -1,0 +1,103 @@
+"""Other networks in Flax, built and loaded by their own libraries, for ours to be held against."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import serialization
+from jax import Array
+from numpy.typing import NDArray
+
+from common.architecture import Architecture, Block
+from common.layout import nhwc
+
+
+class ResNetBlock(nn.Module):
+    """The basic block of Flax's ImageNet example."""
+
+    block: Block
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, X: Array) -> Array:
+        filters, strides = self.block.num_channels, (self.block.strides,) * 2
+        Y = nn.relu(self.norm()(self.conv(filters, (3, 3), strides)(X)))
+        Y = self.norm()(self.conv(filters, (3, 3))(Y))
+        if self.block.use_1x1conv:
+            X = self.norm(name="norm_proj")(self.conv(filters, (1, 1), strides, name="conv_proj")(X))
+        return nn.relu(X + Y)
+
+
+class BottleneckResNetBlock(ResNetBlock):
+    """The bottleneck of Flax's ImageNet example."""
+
+    @nn.compact
+    def __call__(self, X: Array) -> Array:
+        filters, strides = self.block.num_channels, (self.block.strides,) * 2
+        Y = nn.relu(self.norm()(self.conv(filters // 4, (1, 1))(X)))
+        Y = nn.relu(self.norm()(self.conv(filters // 4, (3, 3), strides)(Y)))
+        Y = self.norm()(self.conv(filters, (1, 1))(Y))
+        if self.block.use_1x1conv:
+            X = self.norm(name="norm_proj")(self.conv(filters, (1, 1), strides, name="conv_proj")(X))
+        return nn.relu(X + Y)
+
+
+class ExampleResNet(nn.Module):
+    """The network of Flax's ImageNet example (flax/examples/imagenet/models.py), by its names, in float64.
+
+    It is no library that could be installed, so it is written out. The running variance is taken as ours
+    is: the example's own way loses digits where the mean is large.
+    """
+
+    arch: Architecture
+
+    @nn.compact
+    def __call__(self, X: Array, train: bool) -> Array:
+        conv = partial(nn.Conv, use_bias=False, dtype="float64")
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            use_fast_variance=False,
+            dtype="float64",
+        )
+        X = conv(self.arch.stem_channels, (7, 7), (2, 2), padding=[(3, 3), (3, 3)], name="conv_init")(X)
+        X = nn.max_pool(nn.relu(norm(name="bn_init")(X)), (3, 3), strides=(2, 2), padding="SAME")
+        kind = ResNetBlock if self.arch.block == "residual" else BottleneckResNetBlock
+        for block in (block for stage in self.arch.blocks() for block in stage):
+            X = kind(block, conv, norm)(X)
+        return nn.Dense(self.arch.num_classes, dtype="float64")(X.mean((1, 2)))
+
+
+NETWORKS: dict[str, Callable[[Architecture], nn.Module]] = {"flax-example": ExampleResNet}
+
+
+def variables_of(net: nn.Module, arch: Architecture) -> Any:
+    """The trees of a network's parameters and statistics, in float64."""
+    with jax.enable_x64(True):
+        X = np.zeros((1, 64, 64, arch.in_channels))
+        variables = jax.jit(partial(net.init, train=False))(jax.random.key(0), X)
+        return jax.tree.map(lambda leaf: np.asarray(leaf, "float64"), variables)
+
+
+def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArray], NDArray]:
+    """The family's own network with the variables of a file, in float64: images (N, C, H, W) → logits.
+
+    Raises:
+        ImportError: if its library is not installed.
+    """
+    net = NETWORKS[family](arch)
+    variables = serialization.from_bytes(variables_of(net, arch), path.read_bytes())
+    apply = jax.jit(partial(net.apply, train=False))
+
+    def logits(x: NDArray) -> NDArray:
+        with jax.enable_x64(True):
+            return np.asarray(apply(variables, nhwc(x)))
+
+    return logits
