@@ -6,10 +6,13 @@ import re
 import struct
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from itertools import count, takewhile
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ HDF5, ZIP, TABLE = (
 KNOWN = "give a .h5, .weights.h5 or .keras file, or the prefix of a TensorFlow checkpoint"
 MOST_NODES = 20_000  # groups and tensors in a file; a ResNet-152 has 2,500
 LONGEST_NAME = 1024
+MOST_PARTS = 1_000_000  # of an HDF5 file
 LARGEST_TEXT = 8 << 20  # bytes of what is read whole besides tensors
 
 # What Keras keeps of a layer, in its order, by their number; ResNets have no other layers with variables.
@@ -41,6 +45,20 @@ VARIABLES = {
 # Convolutions of keras.applications' ResNets, to their blocks.
 APPLICATIONS = {53: (3, 4, 6, 3), 104: (3, 4, 23, 3), 155: (3, 8, 36, 3)}
 GROUPS = {"Conv2D": "conv2d", "BatchNormalization": "batch_normalization", "Dense": "dense"}
+
+# HDF5's message types, layouts, datatypes, and what a link in a symbol table is
+DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL, LAYOUT, ATTRIBUTE = 0x1, 0x2, 0x3, 0x6, 0x7, 0x8, 0xC
+CONTINUATION, SYMBOL_TABLE = 0x10, 0x11
+COMPACT, CONTIGUOUS = 0, 1
+INTEGER, FLOAT, STRING, OPAQUE, VARIABLE_LENGTH = 0, 1, 3, 5, 9
+SOFT_LINK = 2
+# Size to: first bit, bits, where the exponent is, its bits, where the mantissa is, its bits, bias.
+IEEE = {
+    2: (0, 16, 10, 5, 0, 10, 15),
+    4: (0, 32, 23, 8, 0, 23, 127),
+    8: (0, 64, 52, 11, 0, 52, 1023),
+}
+NEWER = "it is not laid out as Keras does, or has links; load it in Keras and save it again"
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 NO_WEIGHTS = re.compile(
@@ -64,16 +82,19 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
     """
     read, path = _reader(path)
     try:
-        return read(path)
+        tensors, halves = read(path)
     except BadInput as error:
         raise BadInput(f"{path} is refused: {error}") from None
     except Exception as error:  # in a damaged file anything can go wrong
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{path} is damaged: {reason}; take another copy") from None
+    if not tensors:
+        raise BadInput(f"{path} holds no weights; {KNOWN}")
+    return tensors, halves
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:
-    """Write name to array as a `.h5` that Keras 2 and 3 load, or as a TensorFlow checkpoint, which has no suffix.
+    """Write name to array as a `.h5` that Keras 2 and 3 load, or, without a suffix, as a TensorFlow checkpoint.
 
     Keras' `load_weights` goes by order: that of `tensors`, but for the variables of a layer, which go
     together. Names of more than a layer and a variable are laid out as transformers' `from_pretrained` takes
@@ -114,7 +135,7 @@ def _reader(path: Path) -> tuple[Callable[[Path], tuple[dict[str, NDArray], list
         file.seek(-min(8, path.stat().st_size), 2)
         end = file.read()
     if start == HDF5:
-        return lambda path: _read_hdf5(path, path.stat().st_size), path
+        return _read_h5, path
     if start.startswith(ZIP):
         return _read_keras, path
     if end == TABLE and path.suffix == ".index":
@@ -122,87 +143,65 @@ def _reader(path: Path) -> tuple[Callable[[Path], tuple[dict[str, NDArray], list
     raise BadInput(f"{path} was not written by Keras or TensorFlow; {KNOWN}")
 
 
-# HDF5
+def _is_plain(name: str) -> bool:
+    return name.isprintable() and 0 < len(name) <= LONGEST_NAME
+
+
+# HDF5 as Keras lays it out: which group and attribute has which variable
+
+
+def _read_h5(path: Path) -> tuple[dict[str, NDArray], list[str]]:
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        return _read_hdf5(data)
 
 
 def _read_hdf5(
-    file: Path | BytesIO, size: int, config: Callable[[], Any] = lambda: None
+    data: bytes | mmap, config: Callable[[], Any] = lambda: None
 ) -> tuple[dict[str, NDArray], list[str]]:
-    """Of an HDF5 file of `size` bytes; `config()` describes the model, where somebody knows it."""
-    with h5py.File(file) as root:
-        nodes = _nodes(root)
-        published = next((top for top in ("", "model_weights/") if _has(nodes.get(top), "layer_names")), None)
-        datasets = _published(nodes, published) if published is not None else _by_layers(nodes, config)
-        tensors, halves = {}, []
-        for name, dataset in datasets:
-            if name in tensors:
-                raise BadInput(f"{name} is there twice; save the model again")
-            tensors[name] = _array(name, dataset, size)
-            if dataset.dtype.kind == "V":
-                halves.append(name)
+    """Of the bytes of an HDF5 file; `config()` gives class and name of the layers, where somebody knows them."""
+    file = _HDF5(data)
+    tops = [
+        top for top in ("", "model_weights/") if top in file.nodes and _has(file.nodes[top], "layer_names")
+    ]
+    named = _published(file, tops[0]) if tops else _by_layers(file, config)
+    tensors: dict[str, NDArray] = {}
+    halves = []
+    for name, path in named:
+        if name in tensors:
+            raise BadInput(f"{name} is there twice; save the model again")
+        tensors[name], is_half = file.array(path)
+        if is_half:
+            halves.append(name)
     return tensors, halves
 
 
-def _nodes(root: h5py.File) -> dict[str, h5py.Group | h5py.Dataset]:
-    """Path to group ("layers/", the root "") or dataset ("layers/conv2d/vars/0") of all that is in the file.
-
-    Each is reached by one hard link: other links lead to other files, several make circles.
-    """
-    nodes: dict[str, Any] = {"": root}
-    seen = {h5py.h5o.get_info(root.id).addr}
-    todo = [""]
-    while todo:
-        path = todo.pop()
-        group = nodes[path]
-        if len(nodes) + len(group) > MOST_NODES:
-            raise BadInput(
-                f"it has more than {MOST_NODES} groups and tensors; give a file of a ResNet's weights"
-            )
-        for name in group:
-            if not _is_plain(name) or "/" in name or len(path + name) > LONGEST_NAME:
-                raise BadInput(f"{path + name[:50]!r} is no name of a tensor; save the model again")
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise BadInput(f"{path}{name} is a link to somewhere else; save the model again")
-            node = group[name]
-            address = h5py.h5o.get_info(node.id).addr
-            if address in seen or not isinstance(node, h5py.Group | h5py.Dataset):
-                raise BadInput(f"{path}{name} is no tensor of its own; save the model again")
-            seen.add(address)
-            if isinstance(node, h5py.Group):
-                todo.append(f"{path}{name}/")
-            nodes[f"{path}{name}/" if isinstance(node, h5py.Group) else f"{path}{name}"] = node
-    return nodes
-
-
-def _published(nodes: Mapping[str, Any], top: str) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Names and datasets of the layout of Keras 2 and of transformers: lists of layers and of their weights."""
-    for layer in _texts(nodes[top], "layer_names"):
-        for weight in _texts(nodes[f"{top}{layer}/"], "weight_names"):
+def _published(file: "_HDF5", top: str) -> Iterator[tuple[str, str]]:
+    """Names and paths in the layout of Keras 2 and transformers: lists of layers and of their weights."""
+    for layer in _texts(file, top, "layer_names"):
+        for weight in _texts(file, f"{top}{layer}/", "weight_names"):
             name = weight.removesuffix(":0")
             # A weight's name may have the model's before the layer's, or another layer's in its place.
             begin = f"/{name}".find(f"/{layer}/")
-            yield (
-                name[begin:] if begin >= 0 else f"{layer}/{name.split('/')[-1]}",
-                nodes[f"{top}{layer}/{weight}"],
-            )
+            path = f"{top}{layer}/{weight}"
+            yield name[begin:] if begin >= 0 else f"{layer}/{name.split('/')[-1]}", path
 
 
-def _by_layers(nodes: Mapping[str, Any], config: Callable[[], Any]) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Names and datasets of the layout of Keras 3: the variables of a layer are vars/0, vars/1, …"""
-    layers = {path.removesuffix("/vars/"): node for path, node in nodes.items() if path.endswith("/vars/")}
-    layers = {path: node for path, node in layers.items() if len(node) and not path.startswith("optimizer")}
+def _by_layers(file: "_HDF5", config: Callable[[], Any]) -> Iterator[tuple[str, str]]:
+    """Names and paths in the layout of Keras 3: the variables of a layer are vars/0, vars/1, …"""
+    variables = [path.split("/vars/") for path in file.nodes if re.search(r"/vars/\d+$", path)]
+    layers = Counter(path for path, _ in variables if path.split("/")[0] != "optimizer")
     flat = all(re.fullmatch("layers/[^/]+", path) for path in layers)
-    names: Mapping[str, str] = {}
-    if flat and not any(_has(node, "name") for node in layers.values()):
-        names = _counted(config() or _application(sum(path.startswith("layers/conv2d") for path in layers)))
-    for path, node in layers.items():
-        name = _texts(node, "name")[0] if flat and _has(node, "name") else names.get(path, path)
-        for i, variable in enumerate(VARIABLES.get(len(node), map(str, range(len(node))))):
-            yield f"{name}/{variable}", nodes[f"{path}/vars/{i}"]
+    unnamed = flat and not any(_has(file.nodes[f"{path}/vars/"], "name") for path in layers)
+    names = _counted(config() or _application(layers)) if unnamed else {}
+    for path, number in layers.items():
+        if flat and not unnamed:
+            names[path] = "".join(_texts(file, f"{path}/vars/", "name"))
+        for i, variable in enumerate(VARIABLES.get(number, map(str, range(number)))):
+            yield f"{names.get(path, path)}/{variable}", f"{path}/vars/{i}"
 
 
 def _counted(layers: Collection[tuple[str, str]]) -> dict[str, str]:
-    """The group of a file that names no layers, to the layer: its class, counted. `layers`: class and name."""
+    """Group in a file that names no layers, which is the class, counted, to layer. `layers`: class and name."""
     names: dict[str, str] = {}
     for kind, group in GROUPS.items():
         for i, name in enumerate(name for of_kind, name in layers if of_kind == kind):
@@ -210,8 +209,9 @@ def _counted(layers: Collection[tuple[str, str]]) -> dict[str, str]:
     return names
 
 
-def _application(convolutions: int) -> list[tuple[str, str]]:
-    """Class and name of the layers of a ResNet of keras.applications, in its order; nothing for another model."""
+def _application(groups: Collection[str]) -> list[tuple[str, str]]:
+    """Class and name of the layers of a ResNet of keras.applications, in its order; none of another model."""
+    convolutions = sum(group.startswith("layers/conv2d") for group in groups)
     if convolutions not in APPLICATIONS:
         return []
     names = ["conv1_conv", "conv1_bn"]
@@ -223,54 +223,17 @@ def _application(convolutions: int) -> list[tuple[str, str]]:
     return [(kinds[name.split("_")[-1]], name) for name in names] + [("Dense", "predictions")]
 
 
-def _has(node: h5py.Group | None, name: str) -> bool:
-    return node is not None and (name in node.attrs or f"{name}0" in node.attrs)
+def _has(node: "_Node", name: str) -> bool:
+    return name in node.attributes or f"{name}0" in node.attributes
 
 
-def _texts(node: h5py.Group, name: str) -> list[str]:
-    """An attribute of texts, which Keras cuts into name0, name1, … where it is long; or of one text."""
+def _texts(file: "_HDF5", path: str, name: str) -> list[str]:
+    """An attribute of texts, which Keras cuts into name0, name1, … where it is long."""
+    attributes = file.nodes[path].attributes
     pieces = (
-        [name] if name in node.attrs else takewhile(node.attrs.__contains__, (f"{name}{i}" for i in count()))
+        [name] if name in attributes else takewhile(attributes.__contains__, (f"{name}{i}" for i in count()))
     )
-    texts: list[str] = []
-    for piece in pieces:
-        attribute = node.attrs.get_id(piece)
-        if attribute.shape == (0,):  # of a layer without weights, and then not even of texts
-            continue
-        # A text of variable length lies elsewhere, and many may share it; Keras writes but one at a time.
-        if attribute.shape is None or attribute.dtype.kind not in "SO":
-            raise BadInput(f"{piece} is no list of names; save the model again")
-        found = np.ravel(node.attrs[piece]).tolist()
-        texts += [text if isinstance(text, str) else text.decode() for text in found]
-    if odd := [text for text in texts if not _is_plain(text)]:
-        raise BadInput(f"{odd[0][:50]!r} is no name of a tensor; save the model again")
-    return texts
-
-
-def _is_plain(name: str) -> bool:
-    return name.isprintable() and 0 < len(name) <= LONGEST_NAME
-
-
-def _array(name: str, dataset: h5py.Dataset, size: int) -> NDArray:
-    """The values; of no more bytes than are there, in a file of `size` bytes."""
-    properties = dataset.id.get_create_plist()
-    layouts = (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
-    if properties.get_external_count() or properties.get_layout() not in layouts:
-        raise BadInput(
-            f"{name} is compressed, in chunks or in another file; save it as Keras does, in one piece"
-        )
-    kind = dataset.dtype.newbyteorder("=")
-    is_half = kind == "V2" and dataset.attrs.get("dtype") == "bfloat16"
-    if not (is_half or (kind.kind in "fiu" and kind.itemsize <= 8)):
-        raise BadInput(f"{name} is of {dataset.dtype}; save it as float32")
-    length = math.prod(dataset.shape) * kind.itemsize if dataset.shape is not None else -1
-    begin = dataset.id.get_offset() or 0
-    if not dataset.id.get_storage_size() == length <= size - begin:
-        raise BadInput(f"{name} is cut off: shape {dataset.shape} takes {length} bytes; take another copy")
-    array = np.asarray(dataset[()])
-    if is_half:  # the upper half of a float32
-        return (array.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    return array.astype(kind)
+    return [text for piece in pieces for text in file.texts(attributes[piece])]
 
 
 def _hdf5(tensors: Mapping[str, NDArray]) -> memoryview:
@@ -300,6 +263,208 @@ def _write_texts(group: h5py.Group, name: str, texts: Collection[str]) -> None:
         group.attrs[name if pieces == 1 else f"{name}{i}"] = piece
 
 
+# HDF5 itself
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A group or dataset: where its messages are, by their type, and its attributes' type, shape and values."""
+
+    messages: Mapping[int, int]
+    attributes: Mapping[str, tuple[int, int, int]]
+
+
+class _HDF5:
+    """What h5py writes if not told otherwise, as by Keras: groups, attributes, datasets in one piece.
+
+    The HDF5 library ends the process, or never ends, on some damaged files; so this reads them without.
+    Format: https://docs.hdfgroup.org/hdf5/v1_14/_f_m_t3.html; Roman numerals below are its sections.
+
+    Attributes:
+        nodes: path to group ("layers/", the root "") or dataset ("layers/conv2d/vars/0"), by name.
+
+    Raises:
+        ValueError: or others, if it is damaged or of another layout.
+    """
+
+    def __init__(self, data: bytes | mmap) -> None:
+        self._data = data
+        self._parts_left = MOST_PARTS
+        self._bytes_left = len(data)
+        self._heaps: dict[int, dict[int, tuple[int, int]]] = {}
+        version, offsets, lengths, base, root = self._unpack("<8xB4xBB9xQ32xQ", 0)  # II.A: superblock
+        if (version, offsets, lengths, base) != (0, 8, 8, 0):
+            raise BadInput(NEWER)
+        self.nodes: dict[str, _Node] = {}
+        todo = [("", root)]
+        while todo:
+            path, address = todo.pop()
+            if len(path) > LONGEST_NAME or len(self.nodes) > MOST_NODES:
+                raise BadInput("it holds more, or deeper, groups than a ResNet; save the weights alone")
+            node = self._node(address)
+            if SYMBOL_TABLE in node.messages:
+                path += "/" if path else ""
+                children = self._children(node.messages[SYMBOL_TABLE])
+                todo += [(path + name, child) for name, child in reversed(list(children))]
+            elif LAYOUT not in node.messages:
+                raise BadInput(NEWER)
+            self.nodes[path] = node
+
+    def array(self, path: str) -> tuple[NDArray, bool]:
+        """The values of a dataset, and whether they were bfloat16."""
+        node = self.nodes[path]
+        if LAYOUT not in node.messages:
+            raise BadInput(f"{path} is no tensor; save the model again")
+        layout = node.messages[LAYOUT]
+        version, kind, length = self._unpack("<BBH", layout)
+        begin = layout + 4
+        if version != 3 or kind not in (COMPACT, CONTIGUOUS) or EXTERNAL in node.messages:
+            raise BadInput(
+                f"{path} is compressed, in chunks or in another file; save it as Keras does, in one piece"
+            )
+        if kind == CONTIGUOUS:
+            begin, length = self._unpack("<2xQQ", layout)
+        shape, dtype = self._shape(node.messages[DATASPACE]), self._dtype(node.messages[DATATYPE])
+        if dtype == "V2" and self.texts(node.attributes["dtype"]) != ["bfloat16"]:
+            dtype = None
+        if dtype is None:
+            raise BadInput(f"{path} is not of plain numbers; save it as float32")
+        if math.prod(shape) * dtype.itemsize != length or (length and begin + length > len(self._data)):
+            raise BadInput(f"{path} is cut off: its shape is {shape}; take another copy")
+        self._bytes_left -= length
+        if self._bytes_left < 0:
+            raise BadInput("its tensors lie on top of each other; save the model again")
+        array = np.frombuffer(self._data[begin : begin + length], dtype).reshape(shape)
+        if dtype.kind == "V":  # the upper half of a float32
+            return (array.view("<u2").astype(np.uint32) << 16).view(np.float32), True
+        return array.astype(dtype.newbyteorder("=")), False
+
+    def texts(self, attribute: tuple[int, int, int]) -> list[str]:
+        """The values of an attribute of texts."""
+        datatype, dataspace, values = attribute
+        number = math.prod(self._shape(dataspace))
+        kind, size = self._unpack("<B3xI", datatype)
+        if number > MOST_NODES or (number and kind & 15 not in (STRING, VARIABLE_LENGTH)):
+            raise BadInput("a list of names is none; save the model again")
+        texts = []
+        for i in range(number):
+            if kind & 15 == VARIABLE_LENGTH:
+                size, heap, index = self._unpack("<IQI", values + 16 * i)
+                begin = self._in_heap(heap, index, size)
+            else:
+                begin = values + size * i
+            texts.append(self._text(begin, size))
+        return texts
+
+    def _unpack(self, form: str, position: int) -> tuple[Any, ...]:
+        """Numbers at a position; so many in all that no circle goes on for long."""
+        self._parts_left -= 1
+        if self._parts_left < 0:
+            raise BadInput("it has more parts than a ResNet, or goes in circles; save the model again")
+        return struct.unpack_from(form, self._data, position)
+
+    def _text(self, begin: int, size: int) -> str:
+        """A name of at most `size` bytes, or up to a zero."""
+        text = self._data[begin : begin + min(size, LONGEST_NAME + 1)].split(b"\0")[0].decode()
+        if not _is_plain(text):
+            raise BadInput(f"{text[:50]!r} is no name of a tensor; save the model again")
+        return text
+
+    def _node(self, address: int) -> _Node:
+        """IV.A.1.a: an object's header, of version 1."""
+        version, length = self._unpack("<B7xI", address)
+        if version != 1:
+            raise BadInput(NEWER)
+        messages: dict[int, int] = {}
+        attributes = {}
+        blocks = [(address + 16, length)]
+        for begin, length in blocks:
+            position = begin
+            while position + 8 <= begin + length:
+                kind, size, flags = self._unpack("<HHB3x", position)
+                position += 8
+                if kind == CONTINUATION:
+                    blocks.append(self._unpack("<QQ", position))
+                elif kind in (LINK_INFO, LINK) or (flags & 2 and kind in (DATATYPE, DATASPACE)):
+                    raise BadInput(NEWER)
+                elif kind == ATTRIBUTE:
+                    name, parts = self._attribute(position)
+                    attributes[name] = parts
+                else:
+                    messages[kind] = position
+                position += size
+        return _Node(messages, attributes)
+
+    def _attribute(self, position: int) -> tuple[str, tuple[int, int, int]]:
+        """IV.A.2.m: name, and where its type, its shape and its values are."""
+        version, name, datatype, dataspace = self._unpack("<BxHHH", position)
+        begin = position + (9 if version == 3 else 8)
+        parts = [begin]
+        for size in (name, datatype, dataspace):
+            parts.append(parts[-1] + (-(-size // 8) * 8 if version == 1 else size))
+        return self._text(begin, name), (parts[1], parts[2], parts[3])
+
+    def _children(self, position: int) -> Iterator[tuple[str, int]]:
+        """III.A.1, B to D: names and addresses in a group: a B-tree of symbol tables, and a heap of names."""
+        tree, heap = self._unpack("<QQ", position)
+        (names,) = self._unpack("<24xQ", heap)
+        todo = [tree]
+        while todo:
+            position = todo.pop()
+            signature, number = self._unpack("<4sxxH", position)
+            if signature == b"TREE":
+                todo += [self._unpack("<Q", position + 32 + 16 * i)[0] for i in reversed(range(number))]
+            elif signature == b"SNOD":
+                for i in range(number):
+                    name, address, kind = self._unpack("<QQI", position + 8 + 40 * i)
+                    text = self._text(names + name, LONGEST_NAME)
+                    if kind == SOFT_LINK or "/" in text:
+                        raise BadInput(f"{text} is a link to somewhere else; save the model again")
+                    yield text, address
+            else:
+                raise BadInput("a group in it is damaged; take another copy")
+
+    def _shape(self, position: int) -> tuple[int, ...]:
+        """IV.A.2.b: dataspace."""
+        version, rank = self._unpack("<BB", position)
+        return self._unpack(f"<{rank}Q", position + (8 if version == 1 else 4))
+
+    def _dtype(self, position: int) -> np.dtype | None:
+        """IV.A.2.d: datatype. Floats must be IEEE's in every field."""
+        kind, bits, size = self._unpack("<BB2xI", position)
+        order = "<>"[bits & 1]
+        if kind & 15 == FLOAT and self._unpack("<HHBBBBI", position + 8) == IEEE.get(size):
+            return np.dtype(f"{order}f{size}")
+        if (
+            kind & 15 == INTEGER
+            and self._unpack("<HH", position + 8) == (0, 8 * size)
+            and size in (1, 2, 4, 8)
+        ):
+            return np.dtype(f"{order}{'i' if bits & 8 else 'u'}{size}")
+        if kind & 15 == OPAQUE and size == 2:
+            return np.dtype("V2")
+        return None
+
+    def _in_heap(self, address: int, index: int, size: int) -> int:
+        """III.E: where an object of a global heap is."""
+        if address not in self._heaps:
+            signature, length = self._unpack("<4s4xQ", address)
+            if signature != b"GCOL":
+                raise BadInput("a list of names is damaged; take another copy")
+            position, objects = address + 16, {}
+            while position + 16 <= address + length:
+                number, used = self._unpack("<H6xQ", position)
+                if number == 0:  # what is free
+                    break
+                objects[number] = position + 16, used
+                position += 16 + -(-used // 8) * 8
+            self._heaps[address] = objects
+        begin, used = self._heaps[address][index]
+        if used < size:
+            raise BadInput("a list of names is damaged; take another copy")
+        return begin
+
+
 # .keras
 
 
@@ -320,7 +485,7 @@ def _read_keras(path: Path) -> tuple[dict[str, NDArray], list[str]]:
             return [(str(layer["class_name"]), str(layer["config"]["name"])) for layer in layers]
 
         weights = member("model.weights.h5", max(8 * size, 64 << 20))  # weights hardly shrink; zeros may
-        return _read_hdf5(BytesIO(weights), len(weights), config)
+        return _read_hdf5(weights, config)
 
 
 def _check_directory(path: Path, size: int) -> None:
@@ -355,7 +520,7 @@ def _read_checkpoint(prefix: Path) -> tuple[dict[str, NDArray], list[str]]:
 
 
 def _checked_keys(prefix: Path) -> list[str]:
-    """The keys of the weights, once all that is said of tensors fits the files: TensorFlow ends on some of it."""
+    """The keys of the weights, if all that is said of tensors fits the files: some of it ends TensorFlow."""
     index = Path(f"{prefix}.index")
     if index.stat().st_size > LARGEST_TEXT:
         raise BadInput(f"its index is larger than {LARGEST_TEXT >> 20} MiB; give one of a ResNet's weights")
