@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from itertools import count, takewhile
+from itertools import count, islice, takewhile
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,10 @@ IEEE = {
 }
 NEWER = "it is not laid out as Keras does, or has links; load it in Keras and save it again"
 
+ZIP64 = b"PK\x06\x07"  # before the list of members, says where another is
+
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+NUMBERS = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64)
 NO_WEIGHTS = re.compile(
     r"_CHECKPOINTABLE_OBJECT_GRAPH|(save_counter|optimizer|keras_api)/|.*/\.OPTIMIZER_SLOT/"
 )
@@ -94,7 +97,7 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:
-    """Write name to array as a `.h5` that Keras 2 and 3 load, or, without a suffix, as a TensorFlow checkpoint.
+    """Write name to array as a `.h5` for Keras 2 and 3 or, without a suffix, as a TensorFlow checkpoint.
 
     Keras' `load_weights` goes by order: that of `tensors`, but for the variables of a layer, which go
     together. Names of more than a layer and a variable are laid out as transformers' `from_pretrained` takes
@@ -104,7 +107,7 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:
     Raises:
         ValueError: for another suffix or a name without a layer, or if the folder cannot be written.
     """
-    if odd := [name for name in tensors if not _is_plain(name) or name.startswith("/") or "/" not in name]:
+    if odd := [name for name in tensors if not _is_plain(name) or not re.search("^[^/]+(/[^/]+)+$", name)]:
         raise BadInput(
             f"cannot write {path}: {odd[0]!r} does not name a layer's variable; name it layer/kernel"
         )
@@ -158,12 +161,11 @@ def _read_h5(path: Path) -> tuple[dict[str, NDArray], list[str]]:
 def _read_hdf5(
     data: bytes | mmap, config: Callable[[], Any] = lambda: None
 ) -> tuple[dict[str, NDArray], list[str]]:
-    """Of the bytes of an HDF5 file; `config()` gives class and name of the layers, where somebody knows them."""
+    """Of the bytes of an HDF5 file; `config()` gives class and name of the layers, if they are known."""
     file = _HDF5(data)
-    tops = [
-        top for top in ("", "model_weights/") if top in file.nodes and _has(file.nodes[top], "layer_names")
-    ]
-    named = _published(file, tops[0]) if tops else _by_layers(file, config)
+    top = "model_weights/" if "model_weights/" in file.nodes else ""
+    published = _has(file.nodes[top], "layer_names")
+    named = _published(file, top) if published else _by_layers(file, config)
     tensors: dict[str, NDArray] = {}
     halves = []
     for name, path in named:
@@ -201,7 +203,7 @@ def _by_layers(file: "_HDF5", config: Callable[[], Any]) -> Iterator[tuple[str, 
 
 
 def _counted(layers: Collection[tuple[str, str]]) -> dict[str, str]:
-    """Group in a file that names no layers, which is the class, counted, to layer. `layers`: class and name."""
+    """Group in a file that names no layers, its class, counted, to layer. `layers`: class and name."""
     names: dict[str, str] = {}
     for kind, group in GROUPS.items():
         for i, name in enumerate(name for of_kind, name in layers if of_kind == kind):
@@ -230,10 +232,9 @@ def _has(node: "_Node", name: str) -> bool:
 def _texts(file: "_HDF5", path: str, name: str) -> list[str]:
     """An attribute of texts, which Keras cuts into name0, name1, … where it is long."""
     attributes = file.nodes[path].attributes
-    pieces = (
-        [name] if name in attributes else takewhile(attributes.__contains__, (f"{name}{i}" for i in count()))
-    )
-    return [text for piece in pieces for text in file.texts(attributes[piece])]
+    pieces = takewhile(attributes.__contains__, (f"{name}{i}" for i in count()))
+    found = [name] if name in attributes else pieces
+    return [text for piece in found for text in file.texts(attributes[piece])]
 
 
 def _hdf5(tensors: Mapping[str, NDArray]) -> memoryview:
@@ -268,7 +269,7 @@ def _write_texts(group: h5py.Group, name: str, texts: Collection[str]) -> None:
 
 @dataclass(frozen=True)
 class _Node:
-    """A group or dataset: where its messages are, by their type, and its attributes' type, shape and values."""
+    """A group or dataset: where its messages are, by type, and its attributes' type, shape and values."""
 
     messages: Mapping[int, int]
     attributes: Mapping[str, tuple[int, int, int]]
@@ -299,13 +300,13 @@ class _HDF5:
         todo = [("", root)]
         while todo:
             path, address = todo.pop()
-            if len(path) > LONGEST_NAME or len(self.nodes) > MOST_NODES:
+            if len(path) > LONGEST_NAME or len(self.nodes) + len(todo) > MOST_NODES:
                 raise BadInput("it holds more, or deeper, groups than a ResNet; save the weights alone")
             node = self._node(address)
             if SYMBOL_TABLE in node.messages:
                 path += "/" if path else ""
-                children = self._children(node.messages[SYMBOL_TABLE])
-                todo += [(path + name, child) for name, child in reversed(list(children))]
+                children = list(islice(self._children(node.messages[SYMBOL_TABLE]), MOST_NODES))
+                todo += [(path + name, child) for name, child in reversed(children)]
             elif LAYOUT not in node.messages:
                 raise BadInput(NEWER)
             self.nodes[path] = node
@@ -325,9 +326,7 @@ class _HDF5:
         if kind == CONTIGUOUS:
             begin, length = self._unpack("<2xQQ", layout)
         shape, dtype = self._shape(node.messages[DATASPACE]), self._dtype(node.messages[DATATYPE])
-        if dtype == "V2" and self.texts(node.attributes["dtype"]) != ["bfloat16"]:
-            dtype = None
-        if dtype is None:
+        if dtype is None or (dtype == "V2" and "dtype" not in node.attributes):  # as Keras marks bfloat16
             raise BadInput(f"{path} is not of plain numbers; save it as float32")
         if math.prod(shape) * dtype.itemsize != length or (length and begin + length > len(self._data)):
             raise BadInput(f"{path} is cut off: its shape is {shape}; take another copy")
@@ -357,14 +356,19 @@ class _HDF5:
         return texts
 
     def _unpack(self, form: str, position: int) -> tuple[Any, ...]:
-        """Numbers at a position; so many in all that no circle goes on for long."""
+        """The numbers at a position."""
+        self._count_part()
+        return struct.unpack_from(form, self._data, position)
+
+    def _count_part(self) -> None:
+        """Of all that is read: so no circle goes on for long."""
         self._parts_left -= 1
         if self._parts_left < 0:
             raise BadInput("it has more parts than a ResNet, or goes in circles; save the model again")
-        return struct.unpack_from(form, self._data, position)
 
     def _text(self, begin: int, size: int) -> str:
         """A name of at most `size` bytes, or up to a zero."""
+        self._count_part()
         text = self._data[begin : begin + min(size, LONGEST_NAME + 1)].split(b"\0")[0].decode()
         if not _is_plain(text):
             raise BadInput(f"{text[:50]!r} is no name of a tensor; save the model again")
@@ -475,16 +479,20 @@ def _read_keras(path: Path) -> tuple[dict[str, NDArray], list[str]]:
     with zipfile.ZipFile(path) as archive:
 
         def member(name: str, most: int) -> bytes:
-            (info,) = (info for info in archive.infolist() if info.filename == name)
-            if info.file_size > most or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise BadInput(f"its {name} is packed too tightly; save the model again")
+            members = [info for info in archive.infolist() if info.filename == name]
+            if len(members) != 1:
+                raise BadInput(f"it has {len(members)} members {name}, not one; save the model again")
+            info = members[0]
+            packed = info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+            if packed or info.file_size > most or info.flag_bits & 1:
+                raise BadInput(f"its {name} is encrypted or packed too tightly; save the model again")
             return archive.read(info)
 
         def config() -> list[tuple[str, str]]:
             layers = json.loads(member("config.json", LARGEST_TEXT))["config"]["layers"]
             return [(str(layer["class_name"]), str(layer["config"]["name"])) for layer in layers]
 
-        weights = member("model.weights.h5", max(8 * size, 64 << 20))  # weights hardly shrink; zeros may
+        weights = member("model.weights.h5", max(2 * size, 64 << 20))  # weights hardly shrink
         return _read_hdf5(weights, config)
 
 
@@ -494,7 +502,7 @@ def _check_directory(path: Path, size: int) -> None:
         file.seek(-min(size, 1 << 17), 2)
         end = file.read()
     record = end.rfind(b"PK\x05\x06")
-    if record < 0 or len(end) < record + 22 or end.rfind(b"PK\x06\x07") >= record - 20:
+    if record < 0 or len(end) < record + 22 or end[max(record - 20, 0) : record].startswith(ZIP64):
         raise BadInput("it is no complete zip archive of less than 4 GiB; take another copy")
     if struct.unpack_from("<I", end, record + 12)[0] > 1 << 16:
         raise BadInput("it has too many members for a .keras file; save the model again")
@@ -539,7 +547,7 @@ def _checked_keys(prefix: Path) -> list[str]:
     keys, total = [], 0
     for key, value in table.items():
         name, entry = key.decode(), BundleEntryProto.FromString(value)
-        shape = [dim.size for dim in entry.shape.dim]
+        shape = [dim.size for dim in entry.shape.dim[:33]]
         sane = len(shape) <= 32 and min(shape, default=0) >= 0 and math.prod(n or 1 for n in shape) < 1 << 40
         inside = 0 <= entry.shard_id < shards and 0 <= entry.offset <= sizes[entry.shard_id] - entry.size
         if not (sane and inside and _is_plain(name)) or entry.slices or entry.shape.unknown_rank:
@@ -547,7 +555,7 @@ def _checked_keys(prefix: Path) -> list[str]:
         if NO_WEIGHTS.match(name):
             continue
         dtype = tf.dtypes.as_dtype(entry.dtype)
-        if not (dtype.is_floating or dtype.is_integer) or math.prod(shape) * dtype.size != entry.size:
+        if dtype not in NUMBERS or math.prod(shape) * dtype.size != entry.size:
             raise BadInput(f"{name} is no plain tensor of {dtype.name}; save it as float32")
         keys.append(name)
         total += entry.size
