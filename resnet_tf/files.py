@@ -105,12 +105,13 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:
     TensorFlow sorts them.
 
     Raises:
-        ValueError: for another suffix or a name without a layer, or if the folder cannot be written.
+        ValueError: for another suffix, a name without a layer or not in ASCII, or if the folder cannot be
+            written.
     """
-    if odd := [name for name in tensors if not _is_plain(name) or not re.search("^[^/]+(/[^/]+)+$", name)]:
-        raise BadInput(
-            f"cannot write {path}: {odd[0]!r} does not name a layer's variable; name it layer/kernel"
-        )
+    for name in tensors:
+        parts = name.split("/")
+        if not (_is_plain(name) and name.isascii() and len(parts) > 1) or {"", "."} & set(parts):
+            raise BadInput(f"cannot write {path}: {name!r} does not name a layer's variable as layer/kernel")
     if path.suffix == ".h5" and not path.name.endswith(".weights.h5"):
         write_atomically(path, [_hdf5(tensors)])
     elif path.suffix in ("", ".ckpt"):

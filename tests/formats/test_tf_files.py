@@ -1,7 +1,8 @@
-"""Keras' and TensorFlow's own files: read as they wrote them, loaded by them as we wrote them, and hostile ones."""
+"""Keras' and TensorFlow's files: theirs are read, ours loaded by them, hostile ones refused."""
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import struct
@@ -35,9 +36,8 @@ def keras(backends: list[str]) -> Any:
     if "tf" not in backends:
         pytest.skip("TensorFlow is not under test")
     import resnet_tf  # noqa: F401  (which says on what Keras runs)
-    import keras
 
-    return keras
+    return importlib.import_module("keras")
 
 
 def read(path: Path) -> Arrays:
@@ -158,8 +158,8 @@ def test_our_own_network_is_read_by_its_paths(tmp_path: Path) -> None:
     tensors = read(tmp_path / "x.weights.h5")
     stage = "layers/sequential/layers/sequential_2/layers/residual"
     block = net.net.get_layer("b3").layers[0]
-    np.testing.assert_array_equal(tensors[f"{stage}/conv3/kernel"], block.conv3.kernel)
-    np.testing.assert_array_equal(tensors[f"{stage}/bn2/moving_variance"], block.bn2.moving_variance)
+    np.testing.assert_array_equal(tensors[f"{stage}/conv3/kernel"], block.conv3.kernel.numpy())
+    np.testing.assert_array_equal(tensors[f"{stage}/bn2/moving_variance"], block.bn2.moving_variance.numpy())
     assert len(tensors) == len(net.variables)
     assert {array.tobytes() for array in tensors.values()} == {v.numpy().tobytes() for v in net.variables}
 
@@ -197,6 +197,12 @@ def module(tensors: Arrays) -> Any:
     return root
 
 
+def variable(root: Any, name: str) -> Any:
+    for part in name.split("/"):
+        root = getattr(root, part)
+    return root
+
+
 D2L: Arrays = {
     "net/layer_with_weights-0/layer_with_weights-0/bias": np.arange(3.0, dtype="f2"),
     "net/layer_with_weights-0/layer_with_weights-0/kernel": np.random.default_rng(0).random((2, 3)),
@@ -213,10 +219,7 @@ def test_a_checkpoint_of_tensorflow_is_read(tmp_path: Path, how: str) -> None:
     optimizer = tf.Module()
     optimizer.iterations = tf.Variable(7)
     for name, array in D2L.items():
-        node = root
-        for part in name.split("/"):
-            node = getattr(node, part)
-        node.assign(array)
+        variable(root, name).assign(array)
     prefix = tf.train.Checkpoint(net=root.net, optimizer=optimizer).save(str(tmp_path / "ckpt"))
     assert prefix == str(tmp_path / "ckpt-1")
     if how == "moved folder":
@@ -241,13 +244,12 @@ def test_tensorflow_restores_what_we_write(tmp_path: Path) -> None:
 
     write(tmp_path / "d2l", D2L)
     write(tmp_path / "d2l", {name: array + 1 for name, array in D2L.items()})  # in place of another
-    root = module(D2L)
-    tf.train.Checkpoint(net=root.net).restore(str(tmp_path / "d2l")).assert_consumed()
-    for name, array in D2L.items():
-        node = root
-        for part in name.split("/"):
-            node = getattr(node, part)
-        np.testing.assert_array_equal(node.numpy(), array + 1)
+    for load, checked in (("read", "assert_consumed"), ("restore", "expect_partial")):  # no save_counter
+        root = module(D2L)
+        status = getattr(tf.train.Checkpoint(net=root.net), load)(str(tmp_path / "d2l"))
+        getattr(status, checked)()
+        for name, array in D2L.items():
+            np.testing.assert_array_equal(variable(root, name).numpy(), array + 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"d2l{DATA}", "d2l.index"]
 
 
@@ -288,7 +290,7 @@ SHAPES = st.lists(st.integers(0, 3), max_size=4).map(tuple)
 @settings(max_examples=25, derandomize=True, deadline=None)
 @given(data=st.data(), dtype=st.sampled_from(["f2", "f4", "f8"]), nested=st.booleans())
 def test_the_same_bits_there_and_back(data: st.DataObject, dtype: str, nested: bool) -> None:
-    part = st.text("aé0.-_ :", min_size=1, max_size=3).filter(lambda text: text.strip(". "))
+    part = st.text("ab0.-_ :", min_size=1, max_size=3).filter(lambda text: text.strip(". "))
     names = data.draw(st.lists(st.tuples(part, part), min_size=1, max_size=4, unique=True))
     generator = np.random.default_rng(data.draw(st.integers(0, 99)))
     tensors: Arrays = {}
@@ -312,6 +314,7 @@ def test_the_same_bits_there_and_back(data: st.DataObject, dtype: str, nested: b
         ("x.h5", "kernel", "does not name a layer's variable"),
         ("x.h5", "a//kernel", "does not name a layer's variable"),
         ("x.h5", "a/ker\nnel", "does not name a layer's variable"),
+        ("x.h5", "a/kérnel", "does not name a layer's variable"),
         ("missing/x.h5", "a/kernel", "cannot write"),
         ("missing/x", "a/kernel", "cannot write"),
     ],
@@ -394,7 +397,7 @@ HDF5: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "chunks that announce 10^12 elements": (chunked_bomb, "in one piece"),
     "10^12 elements that nobody wrote": (never_written, "cut off"),
     "external data": (external, "in another file"),
-    "virtual": (virtual, "not laid out as Keras does"),
+    "virtual": (virtual, "in another file"),
     "soft link": (soft_link, "link"),
     "external link": (external_link, "links"),
     "groups in a circle": (circle, "deeper"),
@@ -473,12 +476,18 @@ def test_a_file_that_ends_early_is_refused(tmp_path: Path, make: Callable[[Path]
         refused(path)
 
 
-def never_but_refused(path: Path, damaged: bytes) -> None:
-    path.write_bytes(damaged)
+def read_or_refused(path: Path, changed: Path, data: st.DataObject) -> None:
+    """With a few bytes of `changed` other than they were; more often such that were not zero."""
+    content = bytearray(changed.read_bytes())
+    used = [i for i, byte in enumerate(content) if byte]
+    for _ in range(data.draw(st.integers(1, 5))):
+        place = data.draw(st.sampled_from(used) | st.integers(0, len(content) - 1))
+        content[place] = data.draw(st.integers(0, 255))
+    changed.write_bytes(content)
     try:
-        read(path.with_suffix("") if path.suffix in (".index", DATA) else path)
+        read(path)
     except BadInput as error:
-        assert "\n" not in str(error)
+        assert str(path) in str(error) and "\n" not in str(error)
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
@@ -486,12 +495,7 @@ def never_but_refused(path: Path, damaged: bytes) -> None:
 def test_a_damaged_hdf5_file_is_read_or_refused(data: st.DataObject, make: Callable[[Path], Path]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = make(Path(folder, "x.h5"))
-        content = bytearray(path.read_bytes())
-        used = [i for i, byte in enumerate(content) if byte]
-        for _ in range(data.draw(st.integers(1, 5))):
-            place = data.draw(st.sampled_from(used) | st.integers(0, len(content) - 1))
-            content[place] = data.draw(st.integers(0, 255))
-        never_but_refused(path, content)
+        read_or_refused(path, path, data)
 
 
 def archive(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> None:
@@ -511,7 +515,7 @@ def nameless(**members: bytes) -> dict[str, bytes]:
 
 
 ZIPS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a bomb": (lambda path: archive(path, {"model.weights.h5": bytes(1 << 28)}), "too tightly"),
+    "a bomb": (lambda path: archive(path, {"model.weights.h5": bytes(1 << 27)}), "too tightly"),
     "of another packing": (lambda path: archive(path, nameless(), zipfile.ZIP_LZMA), "too tightly"),
     "without weights": (lambda path: archive(path, {"config.json": b"{}"}), "0 members"),
     "weights that are none": (lambda path: archive(path, {"model.weights.h5": b"no"}), "damaged"),
@@ -556,10 +560,7 @@ def test_a_damaged_keras_file_is_read_or_refused(data: st.DataObject) -> None:
         path = Path(folder, "x.keras")
         archive(path, nameless(config_json=json.dumps(config).encode()))
         assert list(read(path)) == ["last/kernel"]
-        content = bytearray(path.read_bytes())
-        for _ in range(data.draw(st.integers(1, 5))):
-            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-        never_but_refused(path, content)
+        read_or_refused(path, path, data)
 
 
 # Hostile checkpoints
@@ -587,20 +588,32 @@ def block(entries: list[tuple[bytes, bytes]]) -> bytes:
     return content + struct.pack("<I", crc32c(content))
 
 
-def index(entries: dict[str, Any], shards: int = 1, repeat: int = 1) -> bytes:
-    """A checkpoint's index, sums and all, of one block that is named `repeat` times."""
+def table(blocks: bytes, handles: list[tuple[int, int]]) -> bytes:
+    """A sorted table of these blocks; where each begins and how long it is without its sum."""
+    meta = block([])
+    where = block([(b"~%03d" % i, varint(begin) + varint(size)) for i, (begin, size) in enumerate(handles)])
+    footer = varint(len(blocks)) + varint(len(meta) - 5)
+    footer += varint(len(blocks) + len(meta)) + varint(len(where) - 5)
+    return blocks + meta + where + footer.ljust(40, b"\0") + b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
+
+
+def header(shards: int = 1) -> tuple[bytes, bytes]:
     from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleHeaderProto
 
-    header = BundleHeaderProto(num_shards=shards, version={"producer": 1})
-    values = [(name.encode(), entry.SerializeToString()) for name, entry in entries.items()]
-    first = block([(b"", header.SerializeToString()), *values])
-    meta = block([])
-    handle = varint(0) + varint(len(first) - 5)
-    where = block([(b"z" * (i + 1), handle) for i in range(repeat)])
-    footer = (
-        varint(len(first)) + varint(len(meta) - 5) + varint(len(first) + len(meta)) + varint(len(where) - 5)
-    )
-    return first + meta + where + footer.ljust(40, b"\0") + b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
+    return b"", BundleHeaderProto(num_shards=shards, version={"producer": 1}).SerializeToString()
+
+
+def index(entries: dict[str, Any], shards: int = 1) -> bytes:
+    """A checkpoint's index, sums and all."""
+    first = block([header(shards), *((name.encode(), e.SerializeToString()) for name, e in entries.items())])
+    return table(first, [(0, len(first) - 5)])
+
+
+def block_in_block() -> bytes:
+    """A short way to say much: what is a value of one block is itself a block."""
+    inner = block([(b"b", bytes(5000))])
+    outer = block([header(), (b"a", inner)])
+    return table(outer, [(0, len(outer) - 5), (outer.index(inner), len(inner) - 5)])
 
 
 def entry(*shape: int, dtype: int = 1, size: int = 16, crc: int = 0, **fields: Any) -> Any:
@@ -641,8 +654,10 @@ INDICES: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "a million data files": (lambda: index({"a": entry(4)}, shards=10**6), "1000000 data files"),
     "a missing data file": (lambda: index({"a": entry(4)}, shards=2), "is missing"),
-    "a block twice": (lambda: index({"a": entry(4)}, repeat=50), "circles"),
-    "a name that is no text": (lambda: index({"a": entry(4)}).replace(b"\1a", b"\1\xff"), "damaged"),
+    "a block in a block": (block_in_block, "circles"),
+    "a block twice": (lambda: table(b := block([header()]), [(0, len(b) - 5)] * 2), "twice"),
+    "a name twice": (lambda: index({"a": entry(4), "b": entry(4)}).replace(b"b\x08", b"a\x08"), "twice"),
+    "a name that is no text": (lambda: index({"a": entry(4)}).replace(b"a\x08", b"\xff\x08"), "utf-8"),
     "an odd name": (lambda: index({"a\nb": entry(4)}), "does not fit"),
     "a long name": (lambda: index({"a" * 5000: entry(4)}), "no name"),
     "nothing": (lambda: index({}), "no weights"),
@@ -663,26 +678,12 @@ def test_a_hostile_checkpoint_is_refused(tmp_path: Path, case: str) -> None:
     assert time.monotonic() - start < 10
 
 
-def test_names_in_a_checkpoint_cannot_come_twice(tmp_path: Path) -> None:
-    content = index({"a": entry(4), "b": entry(4)}).replace(b"\1a", b"\1b")
-    one = checkpoint(tmp_path, content[:1] and content)
-    refused(one, "twice")
-
-
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(data=st.data(), ending=st.sampled_from([".index", DATA]))
 def test_a_damaged_checkpoint_is_read_or_refused(data: st.DataObject, ending: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder, "x"), D2L)
-        path = Path(folder, f"x{ending}")
-        content = bytearray(path.read_bytes())
-        for _ in range(data.draw(st.integers(1, 5))):
-            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-        path.write_bytes(content)
-        try:
-            read(Path(folder, "x"))
-        except BadInput as error:
-            assert "\n" not in str(error)
+        read_or_refused(Path(folder, "x"), Path(folder, f"x{ending}"), data)
 
 
 def test_a_checkpoint_whose_data_is_damaged_is_refused(tmp_path: Path) -> None:
@@ -715,7 +716,7 @@ def test_bombs_take_little_memory(tmp_path: Path) -> None:
         chunked_bomb(file)
     with h5py.File(tmp_path / "unwritten.h5", "w") as file:
         never_written(file)
-    archive(tmp_path / "zip.keras", {"model.weights.h5": bytes(1 << 30)})
+    archive(tmp_path / "zip.keras", {"model.weights.h5": bytes(1 << 28)})
     prefix = checkpoint(tmp_path, index({"a": entry(10**6, 10**6, size=4 * 10**12)}))
     tree = tmp_path / "tree.h5"
     test_a_tree_in_a_circle_ends(tmp_path)
