@@ -435,7 +435,7 @@ class _HDF5:
         return self._unpack(f"<{rank}Q", position + (8 if version == 1 else 4))
 
     def _dtype(self, position: int) -> np.dtype | None:
-        """IV.A.2.d: datatype. Floats must be IEEE's in every field."""
+        """IV.A.2.d: datatype. Floats must be IEEE's."""
         kind, bits, size = self._unpack("<BB2xI", position)
         order = "<>"[bits & 1]
         if kind & 15 == FLOAT and self._unpack("<HHBBBBI", position + 8) == IEEE.get(size):
