@@ -35,6 +35,8 @@ class Words:
             yield ours, f"{layer}{self.separator}{theirs}"
 
 
+STATE_DICT = (".safetensors", ".pth")
+
 TORCH = Words("weight", ("weight", "bias", "running_mean", "running_var"), ".")
 GLUON = Words("weight", ("gamma", "beta", "running_mean", "running_var"), ".")
 KERAS = Words("kernel", ("gamma", "beta", "moving_mean", "moving_variance"), "/", channels_last=True)
@@ -72,6 +74,7 @@ class Family:
     Attributes:
         framework: whose `files.py` writes their files, and whose `families.py` builds their networks.
         library: the package that has these networks.
+        suffixes: of the files they load; "" is a folder, or several files of one beginning.
         words: of their tensors.
         stem: its convolution and norm.
         block: the beginning of the names in a block.
@@ -89,6 +92,7 @@ class Family:
 
     framework: str
     library: str
+    suffixes: tuple[str, ...]
     words: Words
     stem: tuple[str, str]
     block: Name
@@ -173,11 +177,12 @@ def _every(at: Place) -> bool:
     return True
 
 
-def _d2l(framework: str, words: Words, **names: Any) -> Family:
+def _d2l(framework: str, suffixes: tuple[str, ...], words: Words, **names: Any) -> Family:
     """The chapter's own names: `conv1`, `bn1`, …, and a bias in every convolution."""
     return Family(
         framework,
         "d2l",
+        suffixes,
         words,
         conv=lambda at: f"conv{at.conv + 1}",
         norm=lambda at: f"bn{at.conv + 1}",
@@ -188,10 +193,13 @@ def _d2l(framework: str, words: Words, **names: Any) -> Family:
     )
 
 
-def _torchvision(framework: str, library: str, words: Words, grouped: bool) -> Family:
+def _torchvision(
+    framework: str, library: str, suffixes: tuple[str, ...], words: Words, grouped: bool
+) -> Family:
     return Family(
         framework,
         library,
+        suffixes,
         words,
         stem=("conv1", "bn1"),
         block=lambda at: f"layer{at.stage + 1}.{at.block}.",
@@ -204,11 +212,12 @@ def _torchvision(framework: str, library: str, words: Words, grouped: bool) -> F
 
 
 FAMILIES: dict[str, Family] = {
-    "torchvision": _torchvision("torch", "torchvision", TORCH, grouped=True),
-    "timm": _torchvision("torch", "timm", TORCH, grouped=True),
+    "torchvision": _torchvision("torch", "torchvision", STATE_DICT, TORCH, grouped=True),
+    "timm": _torchvision("torch", "timm", STATE_DICT, TORCH, grouped=True),
     "transformers": Family(
         "torch",
         "transformers",
+        ("", *STATE_DICT),
         TORCH,
         stem=("resnet.embedder.embedder.convolution", "resnet.embedder.embedder.normalization"),
         block=lambda at: f"resnet.encoder.stages.{at.stage}.layers.{at.block}.",
@@ -221,6 +230,7 @@ FAMILIES: dict[str, Family] = {
     "transformers-flax": Family(
         "jax",
         "transformers",
+        ("", ".msgpack"),
         FLAX,
         stem=("resnet/embedder/embedder/convolution", "resnet/embedder/embedder/normalization"),
         block=lambda at: f"resnet/encoder/stages/{at.stage}/layers/{at.block}/",
@@ -233,6 +243,7 @@ FAMILIES: dict[str, Family] = {
     "transformers-tf": Family(
         "tf",
         "transformers",
+        ("", ".h5"),
         KERAS,
         stem=("resnet/embedder/embedder/convolution", "resnet/embedder/embedder/normalization"),
         block=lambda at: f"resnet/encoder/stages.{at.stage}/layers.{at.block}/",
@@ -245,6 +256,7 @@ FAMILIES: dict[str, Family] = {
     "keras": Family(
         "tf",
         "keras",
+        (".h5",),
         KERAS,
         stem=("conv1_conv", "conv1_bn"),
         block=lambda at: f"conv{at.stage + 2}_block{at.block + 1}_",
@@ -261,6 +273,7 @@ FAMILIES: dict[str, Family] = {
     "flax-example": Family(
         "jax",
         "flax",
+        (".msgpack", ""),
         FLAX,
         stem=("conv_init", "bn_init"),
         block=lambda at: f"{'' if at.basic else 'Bottleneck'}ResNetBlock_{at.number}/",
@@ -275,6 +288,7 @@ FAMILIES: dict[str, Family] = {
     "gluon": Family(
         "mxnet",
         "mxnet",
+        (".params",),
         GLUON,
         stem=("features.0", "features.1"),
         block=lambda at: f"features.{at.stage + 4}.{at.block}.",
@@ -285,9 +299,10 @@ FAMILIES: dict[str, Family] = {
         biased=lambda at: not at.basic and at.stage >= 0 and at.conv in (0, 2),
         bottleneck={"stride_on": "1x1"},
     ),
-    "gluoncv": _torchvision("mxnet", "gluoncv", GLUON, grouped=False),
+    "gluoncv": _torchvision("mxnet", "gluoncv", (".params",), GLUON, grouped=False),
     "d2l-torch": _d2l(
         "torch",
+        STATE_DICT,
         TORCH,
         stem=("net.0.0", "net.0.1"),
         block=lambda at: f"net.b{at.stage + 2}.{at.block}.",
@@ -296,6 +311,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "d2l-mxnet": _d2l(
         "mxnet",
+        (".params",),
         GLUON,
         stem=("net.0.0", "net.0.1"),
         block=lambda at: f"net.{at.stage + 1}.{at.block}.",
@@ -304,6 +320,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "d2l-tf": _d2l(
         "tf",
+        ("",),
         KERAS,
         stem=(
             "net/layer_with_weights-0/layer_with_weights-0",
@@ -316,6 +333,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "d2l-jax": _d2l(
         "jax",
+        (".msgpack", ""),
         FLAX,
         stem=("net/layers_0/layers_0", "net/layers_0/layers_1"),
         block=lambda at: f"net/layers_{at.stage + 1}/layers_{at.block}/",
