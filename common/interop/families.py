@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from common.architecture import Architecture, Shape
@@ -166,8 +165,8 @@ class Family:
         return from_channels_last(array) if self.words.channels_last else array
 
     def to_theirs(self, array: NDArray) -> NDArray:
-        """A tensor of ours as they lay it out."""
-        return np.ascontiguousarray(to_channels_last(array)) if self.words.channels_last else array
+        """A tensor of ours as they lay it out: a view."""
+        return to_channels_last(array) if self.words.channels_last else array
 
 
 _SAME = {"padding": "same", "stem_padding": "same", "decay": 0.99}
