@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -85,6 +85,21 @@ def check_against_oracle(
     assert disagreements(*results) == {}
 
 
+def sensitivity(arch: Architecture, count: int, height: int, width: int, seed: int) -> float:
+    """How far the oracle's gradients move with the last digit of the images.
+
+    Where a batch statistic is of few values, batch norm's gradient is a difference of equals, and a small
+    variance enlarges what is left of it. Such a network tells one rounding from another, not right from
+    wrong.
+    """
+    x, y = random_batch(arch, count, height, width, seed)
+    model = build("oracle", arch)
+    model.load_weights(random_weights(arch, seed))
+    last_digit = np.random.default_rng(0).choice([-1, 1], x.shape) * np.finfo(np.float64).eps
+    moved, still = (model.loss_and_gradients(images, y).gradients for images in (x * (1 + last_digit), x))
+    return deviation(moved, still)
+
+
 def test_random_networks_agree_with_the_oracle(
     backend: str, device: str, pytestconfig: pytest.Config
 ) -> None:
@@ -105,6 +120,7 @@ def test_random_networks_agree_with_the_oracle(
         seed=st.integers(0, 2**16),
     )
     def agree(arch: Architecture, count: int, height: int, width: int, seed: int) -> None:
+        assume(sensitivity(arch, count, height, width, seed) <= ROUNDING / 10)
         check_against_oracle(backend, device, arch, count, height, width, seed)
 
     agree()

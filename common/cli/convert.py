@@ -64,7 +64,7 @@ def convert(
                 tensors, halves = files.read_tensors(source)
                 found = converting.from_family(tensors, family, converting.read_config(source))
                 weights = found.tensors
-            converting.check_network(found.arch, arch, num_classes, in_channels)
+            converting.check_network(found, arch, num_classes, in_channels)
             if prove and to is None:
                 metadata["proof"] = proving.prove(found.family, found.arch, weights, source)
         except BadInput as error:

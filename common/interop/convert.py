@@ -176,14 +176,18 @@ def _check_has_such(family: str, theirs: Family, arch: Architecture) -> None:
 
 
 def check_network(
-    found: Architecture, name: str | None, num_classes: int | None, in_channels: int | None
+    converted: Converted, name: str | None, num_classes: int | None, in_channels: int | None
 ) -> None:
     """Raise `ValueError` unless the network is this one of the zoo, with these classes and input channels.
 
-    What is None is not asked for.
+    A name means the family's own network of that name. What is None is not asked for.
     """
-    if name is not None and not found.is_like(architecture(name)):
-        raise BadInput(f"it is not {name} but {describe(found)}")
+    found = converted.arch
+    if name is not None:
+        ours = architecture(name)
+        theirs = FAMILIES[converted.family].axes(ours.block == "residual")
+        if not (found.is_like(ours) or found.is_like(dataclasses.replace(ours, **theirs))):
+            raise BadInput(f"it is not {name} but {describe(found)}")
     for what, count, wanted in (
         ("classes", found.num_classes, num_classes),
         ("input channels", found.in_channels, in_channels),

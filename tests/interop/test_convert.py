@@ -509,7 +509,7 @@ DEEP = "resnet.encoder.stages.1.layers.1.layer.1.convolution.weight"
 BAD_TENSORS: dict[str, tuple[Change, list[str]]] = {
     "VGG": (
         lambda _: {"features.0.weight": torch.zeros(3), "classifier.0.weight": torch.zeros(3)},
-        ["it is no ResNet of torchvision, timm, transformers; it holds", "features.0.weight"],
+        ["it is no ResNet of torchvision, timm, transformers", "; it holds", "features.0.weight"],
     ),
     "ViT": (lambda _: {"cls_token": torch.zeros(3), "head.bias": torch.zeros(3)}, ["it holds cls_token"]),
     "no tensors": (lambda _: {}, ["it holds nothing"]),
@@ -535,7 +535,7 @@ BAD_TENSORS: dict[str, tuple[Change, list[str]]] = {
     "eight bits": (with_tensor(FC, lambda t: t.to(torch.float8_e4m3fn)), [FC, "8", "float64"]),
     "ours": (
         lambda _: {name: torch.from_numpy(w) for name, w in random_weights(SOURCES[BOTTLENECK][2]).items()},
-        ["one of this project already; give --to torchvision"],
+        ["one of this project already; give --to"],
     ),
     "bottlenecks of no one share": (
         lambda tensors: {
@@ -625,7 +625,8 @@ def test_a_bad_pickle_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--from", "keras"], "unknown family 'keras'; known: auto, torchvision, timm, transformers"),
+        (["--from", "caffe"], "unknown family 'caffe'; known: auto, torchvision, timm, transformers"),
+        (["--from", "keras"], "it is not named as keras names; give --from transformers"),
         (["--from", "torchvision"], "it is not named as torchvision names; give --from transformers"),
         (["--to", "timm"], "names no architecture"),
         (["--from", "timm", "--to", "torchvision"], "give --from or --to, not both"),
@@ -647,9 +648,10 @@ def test_options_that_do_not_fit_are_one_line(
 
 def test_options_that_fit_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file(tensors_of("torchvision basic"), tmp_path / "model.safetensors")
-    options = ["--from", "timm", "--arch", "resnet18", "--num-classes", "7", "--in-channels", "3"]
-    said = converted(capsys, tmp_path / "model.safetensors", tmp_path / "ours.safetensors", *options)
-    assert "resnet18; 3 input channels, 7 classes; float32; from timm" in said
+    for name in ("resnet18", "resnet18_v1"):  # what the family and what the zoo calls it
+        options = ["--from", "timm", "--arch", name, "--num-classes", "7", "--in-channels", "3", "--force"]
+        said = converted(capsys, tmp_path / "model.safetensors", tmp_path / "ours.safetensors", *options)
+        assert "resnet18_v1; 3 input channels, 7 classes; float32; from timm" in said
 
 
 @pytest.mark.parametrize(
@@ -657,7 +659,8 @@ def test_options_that_fit_are_taken(tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         ("no.pth", "ours.safetensors", "no.pth not found"),
         ("no.safetensors", "ours.safetensors", "no.safetensors not found"),
-        ("model.h5", "ours.safetensors", "of no known kind; give a .safetensors, .pth, .pt or .bin"),
+        ("model.h5", "ours.safetensors", "give a .h5, .weights.h5 or .keras file"),
+        ("model.onnx", "ours.safetensors", "of no known kind; give a .safetensors, .pth, .pt, .bin, .h5"),
         ("model.safetensors", "ours.pth", "must end in .safetensors"),
         ("model.safetensors", "no/ours.safetensors", "cannot write"),
         ("text.safetensors", "ours.safetensors", "not a complete safetensors file"),
@@ -668,6 +671,7 @@ def test_files_that_are_not_there_are_one_line(
 ) -> None:
     save_file(tensors_of(BOTTLENECK), tmp_path / "model.safetensors")
     (tmp_path / "model.h5").touch()
+    (tmp_path / "model.onnx").touch()
     (tmp_path / "text.safetensors").write_text("not a checkpoint")
     before = sorted(tmp_path.iterdir())
     assert words in refused(capsys, tmp_path / source, tmp_path / dest)
@@ -689,7 +693,6 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     ("config", "words"),
     [
         ({"hidden_act": "gelu"}, "config.json says hidden_act 'gelu'"),
-        ({"downsample_in_bottleneck": True}, "downsample_in_bottleneck True"),
         ({"downsample_in_first_stage": True}, "downsample_in_first_stage True"),
         ({"architecture": "resnetaa50"}, "architecture 'resnetaa50'"),
         ([1], "config.json is not what a model's config.json is"),
@@ -712,15 +715,22 @@ def test_a_network_transformers_does_not_have_is_refused() -> None:
     arch = SOURCES["timm grouped"][2]
     with pytest.raises(BadInput) as error:
         to_family(arch, random_weights(arch), "transformers")
-    one_line(error, "bottlenecks of one group and a quarter of the channels only", "--to torchvision")
+    one_line(error, "transformers has bottlenecks of one group and a quarter of the channels only")
 
 
-@pytest.mark.parametrize("name", ["timm", "keras"])
-def test_a_family_nobody_converts_to_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("caffe", "unknown family to convert to 'caffe'; known: torchvision, timm"),
+        ("keras", "keras has bottlenecks only"),
+        ("d2l-torch", "d2l-torch has no batch norm on the shortcuts, and this network has"),
+    ],
+)
+def test_a_family_without_such_a_network_is_refused(name: str, words: str) -> None:
     arch = SOURCES[BASIC][2]
     with pytest.raises(BadInput) as error:
         to_family(arch, random_weights(arch), name)
-    one_line(error, f"unknown family to convert to {name!r}", "torchvision, transformers")
+    one_line(error, words)
 
 
 def test_without_pytorch_a_pickle_says_what_it_takes(
