@@ -145,10 +145,11 @@ def tests_mxnet(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests_d2l(session: nox.Session) -> None:
-    """The published d2l 1.0.3 blocks against ours."""
+    """The published d2l 1.0.3 blocks against ours, and its networks and GluonCV's, converted."""
     run = install(session, *FRAMEWORKS, extras="test")
     pip(run, "ipython", "matplotlib-inline", "pandas")
-    pip(run, "--no-deps", "d2l")  # its metadata pins packages of 2022
+    # d2l pins packages of 2022, torchvision another PyTorch; of GluonCV one module is used, which needs none.
+    pip(run, "--no-deps", "d2l", "gluoncv", "torchvision")
     test(run, "tests/d2l", *session.posargs)
 
 

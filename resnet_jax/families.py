@@ -1,9 +1,13 @@
 """Other networks in Flax, built and loaded by their own libraries, for ours to be held against."""
 
+import random
+import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import numpy as np
@@ -75,15 +79,79 @@ class ExampleResNet(nn.Module):
         return nn.Dense(self.arch.num_classes, dtype="float64")(X.mean((1, 2)))
 
 
-NETWORKS: dict[str, Callable[[Architecture], nn.Module]] = {"flax-example": ExampleResNet}
+@cache
+def d2l() -> ModuleType:
+    """The book's library for JAX, without what it imports for its data sets, which no block uses.
+
+    It also draws randint(0, 1e6), which Python refuses from 3.12 on.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    randint = random.randint
+    absent = {"tensorflow", "tensorflow_datasets"} - sys.modules.keys()
+    sys.modules.update({name: ModuleType(name) for name in absent})
+    try:
+        with patch("random.randint", lambda low, high: randint(low, int(high))):
+            from d2l import jax as d2l
+    finally:
+        for name in absent:
+            del sys.modules[name]
+    return d2l
+
+
+class Chapter(nn.Module):
+    """The chapter's ResNet, of d2l's blocks ("Dive into Deep Learning", sections 8.6.3 and 8.6.5)."""
+
+    arch: Architecture
+    training: bool
+
+    def setup(self) -> None:
+        kind = d2l().Residual if self.arch.block == "residual" else d2l().ResNeXtBlock
+        stem = [
+            nn.Conv(self.arch.stem_channels, kernel_size=(7, 7), strides=(2, 2), padding="same"),
+            nn.BatchNorm(not self.training),
+            nn.relu,
+            lambda X: nn.max_pool(X, window_shape=(3, 3), strides=(2, 2), padding="same"),
+        ]
+        stages = [
+            [kind(**block.chapter_options, training=self.training) for block in blocks]
+            for blocks in self.arch.blocks()
+        ]
+        last = [
+            lambda X: nn.avg_pool(X, window_shape=X.shape[1:3]),
+            lambda X: X.reshape((X.shape[0], -1)),
+            nn.Dense(self.arch.num_classes),
+        ]
+        self.net = nn.Sequential([nn.Sequential(layers) for layers in (stem, *stages, last)])
+
+    def __call__(self, X: Array) -> Array:
+        return self.net(X)
+
+
+class D2LResNet(nn.Module):
+    """The same, told in the call whether it trains, as the other networks here are."""
+
+    arch: Architecture
+
+    @nn.compact
+    def __call__(self, X: Array, train: bool) -> Array:
+        chapter = Chapter(self.arch, train)
+        nn.share_scope(self, chapter)
+        return chapter(X)
+
+
+NETWORKS: dict[str, Callable[[Architecture], nn.Module]] = {
+    "flax-example": ExampleResNet,
+    "d2l-jax": D2LResNet,
+}
 
 
 def variables_of(net: nn.Module, arch: Architecture) -> Any:
-    """The trees of a network's parameters and statistics, in float64."""
-    with jax.enable_x64(True):
-        X = np.zeros((1, 64, 64, arch.in_channels))
-        variables = jax.jit(partial(net.init, train=False))(jax.random.key(0), X)
-        return jax.tree.map(lambda leaf: np.asarray(leaf, "float64"), variables)
+    """The trees of a network's parameters and statistics, in float64, for a file to fill."""
+    X = np.zeros((1, 64, 64, arch.in_channels))
+    shapes = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), X)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)
 
 
 def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArray], NDArray]:

@@ -1,7 +1,9 @@
 """Other networks in PyTorch, built and loaded by their own libraries, for ours to be held against."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from numpy.typing import NDArray
@@ -20,10 +22,9 @@ def torchvision_resnet(arch: Architecture) -> nn.Module:
     depths, channels = zip(*arch.stages, strict=True)
     if arch.stem_channels != 64 or channels != tuple(64 * 2**k * _expansion(arch) for k in range(4)):
         raise BadInput("torchvision's class builds its own four stages of 64, 128, 256 and 512 planes only")
-    options = {}
-    if bottleneck := arch.blocks()[0][0] if arch.block == "resnext" else None:
-        groups = bottleneck.bot_channels // bottleneck.groups
-        options = {"groups": groups, "width_per_group": bottleneck.groups}
+    options, first = {}, arch.blocks()[0][0]
+    if first.groups:
+        options = {"groups": first.bot_channels // first.groups, "width_per_group": first.groups}
     block = resnet.BasicBlock if arch.block == "residual" else resnet.Bottleneck
     net = resnet.ResNet(block, list(depths), num_classes=arch.num_classes, **options)
     if arch.in_channels != 3:
@@ -40,10 +41,10 @@ def timm_resnet(arch: Architecture) -> nn.Module:
         raise BadInput("timm's class builds a stem of 64 channels only")
     depths, channels = zip(*arch.stages, strict=True)
     planes = [count // _expansion(arch) for count in channels]
-    options = {}
-    if bottleneck := arch.blocks()[0][0] if arch.block == "resnext" else None:
-        groups = bottleneck.bot_channels // bottleneck.groups
-        options = {"cardinality": groups, "base_width": 64 * bottleneck.groups // planes[0]}
+    options, first = {}, arch.blocks()[0][0]
+    if first.groups:
+        groups = first.bot_channels // first.groups
+        options = {"cardinality": groups, "base_width": 64 * first.groups // planes[0]}
     return resnet.ResNet(
         resnet.BasicBlock if arch.block == "residual" else resnet.Bottleneck,
         layers=depths,
@@ -62,12 +63,17 @@ def transformers_resnet(arch: Architecture) -> nn.Module:
     return ResNetForImageClassification(ResNetConfig(**hugging_face_config(arch)))
 
 
-def d2l_resnet(arch: Architecture) -> nn.Module:
-    """The chapter's ResNet, of d2l's blocks ("Dive into Deep Learning", sections 8.6.3 and 8.6.5)."""
-    torchvision()  # d2l imports it
+def d2l() -> ModuleType:
+    """The book's library for PyTorch; it imports torchvision."""
+    torchvision()
     from d2l import torch as d2l
 
-    kind = d2l.Residual if arch.block == "residual" else d2l.ResNeXtBlock
+    return d2l
+
+
+def d2l_resnet(arch: Architecture) -> nn.Module:
+    """The chapter's ResNet, of d2l's blocks ("Dive into Deep Learning", sections 8.6.3 and 8.6.5)."""
+    kind = d2l().Residual if arch.block == "residual" else d2l().ResNeXtBlock
     net = nn.Sequential(
         nn.Sequential(
             nn.LazyConv2d(arch.stem_channels, kernel_size=7, stride=2, padding=3),
@@ -80,9 +86,7 @@ def d2l_resnet(arch: Architecture) -> nn.Module:
         net.add_module(f"b{k}", nn.Sequential(*[kind(**block.chapter_options) for block in blocks]))
     last = nn.Sequential(nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(), nn.LazyLinear(arch.num_classes))
     net.add_module("last", last)
-    model = nn.Module()
-    model.net = net
-    model.forward = net.forward  # type: ignore[method-assign]
+    model = nn.Sequential(OrderedDict(net=net))
     model(torch.zeros(2, arch.in_channels, 64, 64))  # lazy layers find their shapes
     return model
 
@@ -102,7 +106,7 @@ def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArra
         ImportError: if its library is not installed.
         ValueError: if its library builds no such network.
     """
-    net = NETWORKS[family](arch).double()
+    net = NETWORKS[family](arch).double()  # before it loads: a file in float64 is not to be rounded
     if path.is_dir():
         net = net.from_pretrained(path, dtype=torch.float64)
     else:

@@ -75,6 +75,12 @@ class LazyConv2d(nn.LazyConv2d, Conv2d):
 
     cls_to_become = Conv2d
 
+    def __init__(
+        self, out_channels: int, kernel_size: int, stride: int = 1, padding: int | str = 0, **options: Any
+    ) -> None:
+        # PyTorch's hands the padding on to ours, whatever type it says it takes.
+        super().__init__(out_channels, kernel_size, stride, padding, **options)  # type: ignore[arg-type]
+
 
 class Linear(nn.Linear):
     """Dense layer."""

@@ -4,8 +4,6 @@ Images are (N, C, H, W) and weights have the names and shapes of `common`, whate
 A framework or d2l that cannot be imported fails every test that asks for it.
 """
 
-import random
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +18,7 @@ from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray]
 
-D2L_NAMES = {"mxnet": "d2l.mxnet", "torch": "d2l.torch", "tf": "d2l.tensorflow", "jax": "d2l.jax"}
-
-# d2l.torch and d2l.jax import these at the top, for their data sets. No block uses them, and they are large
-# (and torchvision would have to match the build of torch), so empty modules stand in for them.
-UNUSED = ("torchvision", "torchvision.transforms", "tensorflow_datasets")
+D2L_NAMES = {"mxnet": "d2l.mxnet", "tf": "d2l.tensorflow"}
 
 
 def import_ours(framework: str) -> ModuleType:
@@ -35,15 +29,9 @@ def import_ours(framework: str) -> ModuleType:
 def import_published(framework: str) -> ModuleType:
     """The module of d2l; ours goes first, for MXNet's NumPy names and Keras' choice of backend."""
     import_ours(framework)
-    randint = random.randint
-    with pytest.MonkeyPatch.context() as patch:
-        stand_ins = {name: ModuleType(name) for name in UNUSED}
-        stand_ins["torchvision"].transforms = stand_ins["torchvision.transforms"]
-        for name, module in stand_ins.items():
-            patch.setitem(sys.modules, name, module)
-        # d2l.jax draws randint(0, 1e6) while it is imported, which Python refuses from 3.12 on.
-        patch.setattr(random, "randint", lambda low, high: randint(low, int(high)))
-        return import_module(D2L_NAMES[framework])
+    if framework in ("torch", "jax"):  # these import more than their blocks need
+        return import_module(f"resnet_{framework}.families").d2l()
+    return import_module(D2L_NAMES[framework])
 
 
 class BlockUnderTest(ABC):

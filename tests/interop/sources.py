@@ -1,9 +1,9 @@
-"""Other frameworks' own networks, to load and save by their own libraries and to train for a pass."""
+"""Other people's own networks, to load and save by their own libraries and to train for a pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.architecture import Architecture
+from common.backend import load_backend
+from common.interop.convert import from_family, to_family
+from common.interop.families import FAMILIES
+from common.interop.files import read_tensors, write_tensors
 from common.layout import nhwc
+from tests.helpers import ROUNDING, built, deviation, random_batch, random_weights, worst, worst_gradient
+
+TRAINING = 1e-11
+SIZES = [(65, 97), (64, 96), (97, 131)]
+
+BASIC = Architecture(((1, 8), (2, 12)), in_channels=3, num_classes=5, stem_channels=8)
+BOTTLENECK = Architecture(
+    ((2, 16), (1, 32)), "resnext", in_channels=3, num_classes=5, stem_channels=8, groups=(4, 8), bot_mul=0.25
+)
 
 Tensors = dict[str, NDArray]
 
@@ -32,11 +45,11 @@ class Source:
     training: Callable[[NDArray, NDArray], tuple[NDArray, Tensors, Tensors]]
 
 
-def keras(arch: Architecture) -> Source:
-    """The network of keras.applications."""
-    from resnet_tf.families import keras_resnet
+def keras(family: str, arch: Architecture) -> Source:
+    """A network in Keras."""
+    from resnet_tf.families import NETWORKS
 
-    net = keras_resnet(arch)
+    net = NETWORKS[family](arch)
 
     def training(x: NDArray, y: NDArray) -> tuple[NDArray, Tensors, Tensors]:
         import keras
@@ -58,11 +71,11 @@ def keras(arch: Architecture) -> Source:
     return Source(".h5", net.load_weights, save, training)
 
 
-def gluon(arch: Architecture) -> Source:
-    """The network of Gluon's model zoo."""
-    from resnet_mxnet.families import gluon_resnet
+def gluon(family: str, arch: Architecture) -> Source:
+    """A network in Gluon."""
+    from resnet_mxnet.families import NETWORKS
 
-    net = gluon_resnet(arch)
+    net = NETWORKS[family](arch)
 
     def training(x: NDArray, y: NDArray) -> tuple[NDArray, Tensors, Tensors]:
         import mxnet as mx
@@ -89,16 +102,48 @@ def gluon(arch: Architecture) -> Source:
     return Source(".params", load, lambda path: net.save_parameters(str(path)), training)
 
 
-def flax_example(arch: Architecture) -> Source:
-    """The network of Flax's ImageNet example."""
+def torch(family: str, arch: Architecture) -> Source:
+    """A network in PyTorch; its running variances become ours, which are without n/(n − 1)."""
+    import torch
+    from torch import nn
+
+    from resnet_torch.families import NETWORKS
+
+    net = NETWORKS[family](arch).double()
+
+    @torch.no_grad()
+    def biased(norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        X, axes = inputs[0], (0, 2, 3)
+        excess = X.var(axes, correction=1) - X.var(axes, correction=0)
+        norm.running_var = norm.running_var - norm.momentum * excess  # not in place: it is yet to be derived
+
+    def training(x: NDArray, y: NDArray) -> tuple[NDArray, Tensors, Tensors]:
+        for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.register_forward_hook(biased)
+        logits = net.train()(torch.from_numpy(x))
+        nn.functional.cross_entropy(logits, torch.from_numpy(y)).backward()
+        return (
+            logits.detach().numpy(),
+            {name: parameter.grad.numpy() for name, parameter in net.named_parameters()},
+            {name: buffer.numpy() for name, buffer in net.named_buffers() if "running" in name},
+        )
+
+    def load(path: Path) -> None:
+        net.load_state_dict(torch.load(path, weights_only=True))
+
+    return Source(".pth", load, lambda path: torch.save(net.state_dict(), path), training)
+
+
+def flax(family: str, arch: Architecture) -> Source:
+    """A network in Flax."""
     import jax
     import optax
     from flax import serialization
     from flax.traverse_util import flatten_dict
 
-    from resnet_jax.families import ExampleResNet, variables_of
+    from resnet_jax.families import NETWORKS, variables_of
 
-    net = ExampleResNet(arch)
+    net = NETWORKS[family](arch)
     state = [variables_of(net, arch)]
 
     def training(x: NDArray, y: NDArray) -> tuple[NDArray, Tensors, Tensors]:
@@ -123,3 +168,62 @@ def flax_example(arch: Architecture) -> Source:
         path.write_bytes(serialization.to_bytes(state[0]))
 
     return Source(".msgpack", load, save, training)
+
+
+def check(
+    family: str,
+    make: Callable[[str, Architecture], Source],
+    arch: Architecture,
+    backends: list[str],
+    device: str,
+    folder: Path,
+) -> None:
+    """Hold a family's own network of this architecture against ours, in both directions, and in training."""
+    arch = replace(arch, **FAMILIES[family].axes(arch.block == "residual"))
+    kept = FAMILIES[family].names(arch)
+    weights = {
+        name: abs(array) + 0.1
+        if name.endswith("running_var")
+        else array
+        if name in kept
+        else np.zeros_like(array)
+        for name, array in random_weights(arch).items()
+    }
+    source = make(family, arch)
+
+    there = to_family(arch, weights, family)
+    assert not there.rounded and not there.inference_only
+    path = folder / f"theirs{source.suffix}"
+    write_tensors(path, family, arch, there.tensors, {})
+    source.load(path)
+    source.save(folder / f"own{source.suffix}")
+    saved = next(folder.glob("own*"))
+
+    tensors, halves = read_tensors(saved)
+    back = from_family(tensors)
+    assert (back.family, back.arch, halves) == (family, arch, [])
+    assert list(back.tensors) == list(weights)
+    for key, array in back.tensors.items():
+        assert array.dtype == np.float64 and array.tobytes() == weights[key].tobytes(), key
+
+    own = load_backend(FAMILIES[family].framework).own_network(family, arch, path)
+    models = [built(backend, arch, device=device) for backend in backends]
+    for model in models:
+        model.load_weights(weights)
+    for size in SIZES:
+        x, _ = random_batch(arch, 2, *size)
+        expected = own(x)
+        for model in models:
+            assert deviation(model.predict(x), expected) <= ROUNDING
+
+    x, y = random_batch(arch, 3, 65, 47)
+    logits, gradients, running = source.training(x, y)
+    names, theirs = FAMILIES[family].names(arch), FAMILIES[family]
+    for model in models:
+        found = model.loss_and_gradients(x, y)
+        ours = {key: array for key, array in found.gradients.items() if key in names}
+        expected = {key: theirs.to_ours(gradients[names[key]]) for key in ours}
+        assert deviation(found.logits, logits) <= TRAINING
+        assert deviation(ours, expected) <= TRAINING
+        assert worst_gradient(ours, expected) <= TRAINING
+        assert worst(found.running, {key: running[names[key]] for key in found.running}) <= TRAINING
