@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -106,7 +107,7 @@ def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArra
         ImportError: if its library is not installed.
         ValueError: if its library builds no such network.
     """
-    net = NETWORKS[family](arch).double()  # before it loads: a file in float64 is not to be rounded
+    net: Any = NETWORKS[family](arch).double()  # before it loads: a file in float64 is not to be rounded
     if path.is_dir():
         net = net.from_pretrained(path, dtype=torch.float64)
     else:

@@ -65,6 +65,6 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:
         ValueError: if the file cannot be written.
     """
     file = io.BytesIO()
-    arrays = {name: np.require(array, requirements="CW") for name, array in tensors.items()}
+    arrays = {name: np.require(array, requirements=["C", "W"]) for name, array in tensors.items()}
     torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, file)
     write_atomically(path, [file.getbuffer()])

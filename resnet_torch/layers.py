@@ -73,7 +73,7 @@ class Conv2d(nn.Conv2d):
 class LazyConv2d(nn.LazyConv2d, Conv2d):
     """The same; the input channels are inferred from the first batch."""
 
-    cls_to_become = Conv2d
+    cls_to_become = Conv2d  # type: ignore[assignment]
 
     def __init__(
         self, out_channels: int, kernel_size: int, stride: int = 1, padding: int | str = 0, **options: Any
