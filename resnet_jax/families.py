@@ -83,11 +83,12 @@ class ExampleResNet(nn.Module):
 def d2l() -> ModuleType:
     """The book's library for JAX, without what it imports for its data sets, which no block uses.
 
-    It also draws randint(0, 1e6), which Python refuses from 3.12 on.
+    While it is imported it draws a key, from randint(0, 1e6), which Python refuses from 3.12 on.
 
     Raises:
         ImportError: if it is not installed.
     """
+    jax.random.PRNGKey(0)  # compiles it first: JAX's cache on disk would stumble over what stands in
     randint = random.randint
     absent = {"tensorflow", "tensorflow_datasets"} - sys.modules.keys()
     sys.modules.update({name: ModuleType(name) for name in absent})
