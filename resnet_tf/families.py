@@ -18,7 +18,7 @@ from resnet_tf.layers import precision
 
 
 def keras_resnet(arch: Architecture) -> keras.Model:
-    """The ResNet of keras.applications, in float64."""
+    """The ResNet of keras.applications, in float64, for images of any size."""
 
     def stages(X: Any) -> Any:
         for k, (depth, channels) in enumerate(arch.stages):
@@ -27,15 +27,18 @@ def keras_resnet(arch: Architecture) -> keras.Model:
         return X
 
     with precision("float64"):
-        return resnet.ResNet(
+        images = keras.Input((None, None, arch.in_channels))
+        net = resnet.ResNet(
             stages,
             preact=False,
             use_bias=True,
+            include_top=False,  # with it, images have one size
             weights=None,
-            input_shape=(None, None, arch.in_channels),
-            classes=arch.num_classes,
-            classifier_activation=None,
+            input_tensor=images,
+            pooling="avg",
         )
+        logits = keras.layers.Dense(arch.num_classes, name="predictions")(net.output)
+        return keras.Model(images, logits)
 
 
 @contextmanager

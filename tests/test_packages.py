@@ -33,9 +33,18 @@ ZOO_CLASSES = {
     "Wide_ResNet101_2": "wide_resnet101_2",
 }
 CLASSES = ("Residual", "ResNeXtBlock", "ResNet", *ZOO_CLASSES)
-ROOMS = {"__init__.py", "backend.py", "blocks.py", "layers.py", "resnet.py", "speed.py", "training.py"}
-# What must be said before the framework is imported; the framework's own checkpoint files.
-MAY_HAVE = {"compat.py", "files.py"}
+ROOMS = {
+    "__init__.py",
+    "backend.py",
+    "blocks.py",
+    "families.py",
+    "files.py",
+    "layers.py",
+    "resnet.py",
+    "speed.py",
+    "training.py",
+}
+MAY_HAVE = {"compat.py"}  # what must be said before the framework is imported
 FRAMEWORKS = {"mxnet", "torch", "tensorflow", "keras", "jax", "jaxlib", "flax", "optax"}
 
 PACKAGES = {name: backend.module.split(".")[0] for name, backend in BACKENDS.items()}

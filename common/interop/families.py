@@ -83,6 +83,7 @@ class Family:
         numbered: whether blocks are numbered through all stages.
         grouped: whether a bottleneck may be of any width, and in groups; else a quarter of the channels.
         any_head: whether the dense layer may have any name.
+        by_depth: whether they load by the order of layers, which is that of Keras: by depth in the graph.
         config: whether a config.json beside the tensors says what they do not show.
     """
 
@@ -101,6 +102,7 @@ class Family:
     numbered: bool = False
     grouped: bool = False
     any_head: bool = False
+    by_depth: bool = False
     config: bool = False
 
     def axes(self, basic: bool) -> Mapping[str, Any]:
@@ -114,14 +116,18 @@ class Family:
         return self.block(at) + self.conv(at), self.block(at) + self.norm(at)
 
     def layers(self, arch: Architecture) -> Iterator[Layer]:
-        """Every layer, in canonical order."""
+        """Every layer, in the order of their files."""
         basic, number = arch.block == "residual", 0
         biased = self.biased(Place(stage=-1, basic=basic))
         yield Layer("b1.conv", self.stem[0], (arch.stem_channels, arch.in_channels, 7, 7), biased)
         yield Layer("b1.bn", self.stem[1], (arch.stem_channels,), True)
         for k, stage in enumerate(arch.blocks()):
             for j, block in enumerate(stage):
-                for layer, shape in block.layers():
+                layers = block.layers()
+                if self.by_depth and block.use_1x1conv:
+                    *layers, conv, norm, shortcut, shortcut_norm = layers
+                    layers += [shortcut, conv, shortcut_norm, norm]
+                for layer, shape in layers:
                     i = int(layer[-1]) - 1
                     at = Place(k, j, i, number, basic)
                     theirs = self.pair(at)[len(shape) == 1]
@@ -250,6 +256,7 @@ FAMILIES: dict[str, Family] = {
         basic=None,
         bottleneck={"stride_on": "1x1", "epsilon": 1.001e-5, "decay": 0.99},
         any_head=True,
+        by_depth=True,
     ),
     "flax-example": Family(
         "jax",
