@@ -90,7 +90,7 @@ def write_tensors(
         ValueError: if the family has no such kind of file, or it cannot be written.
     """
     theirs = FAMILIES[family]
-    if path.suffix == "" and theirs.config:
+    if path.suffix == "" and theirs.config is not None:
         path = output_folder(path) / HUGGING_FACE[theirs.framework]
         config = json.dumps(hugging_face_config(arch), indent=2) + "\n"
         write_atomically(path.with_name("config.json"), config)
@@ -108,7 +108,7 @@ def check_suffix(path: Path, family: str) -> None:
     """Raise `ValueError` unless this is the name of a file, or a folder, that the family's loader takes."""
     theirs = FAMILIES[family]
     suffixes = {".safetensors"} if theirs.framework == "torch" else set()
-    suffixes |= {*BACKENDS[theirs.framework].written} | ({""} if theirs.config else set())
+    suffixes |= {*BACKENDS[theirs.framework].written} | (set() if theirs.config is None else {""})
     if path.suffix not in suffixes:
         known = " or ".join(suffix or "nothing" for suffix in sorted(suffixes, reverse=True))
         raise BadInput(f"{path} must end in {known}, which {family} loads")

@@ -35,7 +35,9 @@ def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
         library = f"{theirs.library} {version(theirs.library)}"
     except ImportError as error:
         name = theirs.library.replace("_", "-")
-        raise MissingBackend(f"--prove takes {name} ({error}); run: pip install {name}") from None
+        raise MissingBackend(
+            f"--prove takes {name} ({error}); run: pip install {theirs.install or name}"
+        ) from None
     oracle = load_backend("oracle").build(arch)
     oracle.load_weights(weights)
 

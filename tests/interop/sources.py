@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.architecture import Architecture
+from common.backend import load_backend
+from common.interop.convert import from_family, to_family
+from common.interop.families import FAMILIES
+from common.interop.files import read_tensors, write_tensors
 from common.layout import nhwc
+from common.weights import Weights
+from tests.helpers import ROUNDING, built, deviation, random_batch, random_weights, worst, worst_gradient
 
 Tensors = dict[str, NDArray]
+TRAINING = 1e-11
+SIZES = [(65, 97), (64, 96), (97, 131)]
 
 
 @dataclass(frozen=True)
@@ -21,15 +30,80 @@ class Source:
     """A network of a family.
 
     Attributes:
-        suffix: of the files it loads and saves.
-        load, save: by its own loader and writer.
+        suffix: of the files it loads; empty for a folder, or the beginning of several files' names.
+        load, save: by its own loader and writer, to and from a file of this name; or another, which
+            `save` returns.
         training: logits, gradients and running statistics after a pass over images and labels, by its names.
     """
 
     suffix: str
     load: Callable[[Path], None]
-    save: Callable[[Path], None]
+    save: Callable[[Path], Path]
     training: Callable[[NDArray, NDArray], tuple[NDArray, Tensors, Tensors]]
+
+
+def network(family: str, arch: Architecture) -> tuple[Architecture, Weights]:
+    """The architecture as the family's networks have it, with random weights that these can hold."""
+    arch = replace(arch, **FAMILIES[family].axes(arch.block == "residual"))
+    kept = FAMILIES[family].names(arch)
+    weights = {
+        name: abs(array) + 0.1
+        if name.endswith("running_var")
+        else array
+        if name in kept
+        else np.zeros_like(array)
+        for name, array in random_weights(arch).items()
+    }
+    return arch, weights
+
+
+def check_same_network(
+    family: str,
+    make: Callable[[Architecture], Source],
+    arch: Architecture,
+    backends: list[str],
+    device: str,
+    folder: Path,
+) -> None:
+    """Assert that the family's own network and ours are one: as files, in evaluation and in training."""
+    arch, weights = network(family, arch)
+    source = make(arch)
+    there = to_family(arch, weights, family)
+    assert not there.rounded and not there.inference_only
+    path = folder / f"theirs{source.suffix}"
+    write_tensors(path, family, arch, there.tensors, {})
+    source.load(path)
+    saved = source.save(folder / f"own{source.suffix}")
+
+    tensors, halves = read_tensors(saved)
+    back = from_family(tensors)
+    assert (back.family, back.arch, halves) == (family, arch, [])
+    assert list(back.tensors) == list(weights)
+    for key, array in back.tensors.items():
+        assert array.dtype == np.float64 and array.tobytes() == weights[key].tobytes(), key
+
+    own = load_backend(FAMILIES[family].framework).own_network(family, arch, path)
+    models = [built(backend, arch, device=device) for backend in backends]
+    for model in models:
+        model.load_weights(weights)
+    for size in SIZES:
+        x, _ = random_batch(arch, 2, *size)
+        expected = own(x)
+        assert expected.dtype == np.float64
+        for model in models:
+            assert deviation(model.predict(x), expected) <= ROUNDING
+
+    x, y = random_batch(arch, 3, 65, 47)
+    logits, gradients, running = source.training(x, y)
+    names, theirs = FAMILIES[family].names(arch), FAMILIES[family]
+    for model in models:
+        found = model.loss_and_gradients(x, y)
+        ours = {key: array for key, array in found.gradients.items() if key in names}
+        expected = {key: theirs.to_ours(gradients[names[key]]) for key in ours}
+        assert deviation(found.logits, logits) <= TRAINING
+        assert deviation(ours, expected) <= TRAINING
+        assert worst_gradient(ours, expected) <= TRAINING
+        assert worst(found.running, {key: running[names[key]] for key in found.running}) <= TRAINING
 
 
 def keras(arch: Architecture) -> Source:
@@ -52,8 +126,10 @@ def keras(arch: Architecture) -> Source:
             {v.path: v.numpy() for v in net.non_trainable_variables if "moving" in v.path},
         )
 
-    def save(path: Path) -> None:
-        net.save_weights(path.with_suffix(".weights.h5"))
+    def save(path: Path) -> Path:
+        path = path.with_suffix(".weights.h5")
+        net.save_weights(path)
+        return path
 
     return Source(".h5", net.load_weights, save, training)
 
@@ -86,15 +162,38 @@ def gluon(arch: Architecture) -> Source:
         net.load_parameters(str(path), cast_dtype=True, dtype_source="saved")
         net.cast("float64")
 
-    return Source(".params", load, lambda path: net.save_parameters(str(path)), training)
+    def save(path: Path) -> Path:
+        net.save_parameters(str(path))
+        return path
+
+    return Source(".params", load, save, training)
+
+
+def flax_training(
+    forward: Callable[[Any, Any], tuple[Any, Any]], variables: Any, x: NDArray, y: NDArray
+) -> tuple[NDArray, Tensors, Tensors]:
+    """A source's `training`; `forward` gives logits and updates of variables and images."""
+    import jax
+    import optax
+    from flax.traverse_util import flatten_dict
+
+    def loss(params: Any) -> Any:
+        Y_hat, updates = forward({**variables, "params": params}, nhwc(x))
+        loss = optax.softmax_cross_entropy_with_integer_labels(Y_hat, y).mean()
+        return loss, (Y_hat, updates["batch_stats"])
+
+    with jax.enable_x64(True):
+        gradients, (Y_hat, running) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    by_name = [
+        {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}
+        for tree in (gradients, running)
+    ]
+    return np.asarray(Y_hat), *by_name
 
 
 def flax_example(arch: Architecture) -> Source:
     """The network of Flax's ImageNet example."""
-    import jax
-    import optax
     from flax import serialization
-    from flax.traverse_util import flatten_dict
 
     from resnet_jax.families import ExampleResNet, variables_of
 
@@ -102,24 +201,14 @@ def flax_example(arch: Architecture) -> Source:
     state = [variables_of(net, arch)]
 
     def training(x: NDArray, y: NDArray) -> tuple[NDArray, Tensors, Tensors]:
-        def loss(params: Any) -> Any:
-            variables = {**state[0], "params": params}
-            Y_hat, updates = net.apply(variables, nhwc(x), train=True, mutable=["batch_stats"])
-            loss = optax.softmax_cross_entropy_with_integer_labels(Y_hat, y).mean()
-            return loss, (Y_hat, updates["batch_stats"])
-
-        with jax.enable_x64(True):
-            gradients, (Y_hat, running) = jax.jit(jax.grad(loss, has_aux=True))(state[0]["params"])
-        by_name = [
-            {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}
-            for tree in (gradients, running)
-        ]
-        return np.asarray(Y_hat), *by_name
+        forward = partial(net.apply, train=True, mutable=["batch_stats"])
+        return flax_training(forward, state[0], x, y)
 
     def load(path: Path) -> None:
         state[0] = serialization.from_bytes(state[0], path.read_bytes())
 
-    def save(path: Path) -> None:
+    def save(path: Path) -> Path:
         path.write_bytes(serialization.to_bytes(state[0]))
+        return path
 
     return Source(".msgpack", load, save, training)
