@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from common.architecture import Architecture
@@ -85,6 +86,9 @@ def keras_2_training(
     from resnet_tf.families import keras_2_in_float64
 
     with keras_2_in_float64() as keras_2:
+        for layer in net.submodules:
+            if isinstance(layer, keras_2.layers.BatchNormalization):
+                layer.momentum = np.float64(layer.momentum)  # Keras 2 rounds a Python float to float32
         with tf.GradientTape() as tape:
             logits = forward()
             loss = keras_2.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
