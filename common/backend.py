@@ -233,7 +233,6 @@ class Backend:
     packages: tuple[str, ...]
     install: str
     suffixes: tuple[str, ...] = ()  # of the files that the package's `files.py` reads
-    written: tuple[str, ...] = ()  # of those it writes; "" is a folder, or several files of one beginning
     environment: Mapping[str, str] = field(default_factory=dict)  # what the command tells the framework
     uncached: Mapping[str, str] = field(default_factory=dict)  # what lets it keep no compiled program
 
@@ -320,7 +319,6 @@ BACKENDS = {
             # MXNet's metadata asks for NumPy 1, which no current JAX shares; it runs on NumPy 2.
             'pip install "resnet-tabs[mxnet]" && pip install --no-deps mxnet==1.9.1',
             suffixes=(".params",),
-            written=(".params",),
         ),
         Backend(
             "torch",
@@ -329,7 +327,6 @@ BACKENDS = {
             ("torch",),
             'pip install "resnet-tabs[torch]"',
             suffixes=(".pth", ".pt", ".bin"),
-            written=(".pth",),
             uncached={"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},
         ),
         Backend(
@@ -339,7 +336,6 @@ BACKENDS = {
             ("tensorflow",),
             'pip install "resnet-tabs[tf]"',
             suffixes=(".h5", ".keras", ".index"),
-            written=(".h5", ""),
         ),
         Backend(
             "jax",
@@ -348,7 +344,6 @@ BACKENDS = {
             ("jax", "flax", "optax"),
             'pip install "resnet-tabs[jax]"',
             suffixes=(".msgpack",),
-            written=(".msgpack", ""),
             environment={  # XLA compiles a network for seconds: once is enough
                 "JAX_COMPILATION_CACHE_DIR": str(user_cache_path("resnet-tabs") / "jax"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",

@@ -183,11 +183,23 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:
         branch[last] = array
 
     if path.suffix == ".msgpack":
-        write_atomically(path, msgpack.packb(tree, default=_packed))
+        write_atomically(path, _msgpack(tree))
     elif path.suffix:
         raise BadInput(f"{path} is no name for a Flax checkpoint; end it in .msgpack, or give no suffix")
     else:
         _write_orbax(path, tree)
+
+
+def _msgpack(tree: dict[str, Any]) -> Iterator[bytes]:
+    """A tree as Flax packs it, piece by piece: it may be as large as the memory."""
+    packer = msgpack.Packer(default=_packed)
+    yield packer.pack_map_header(len(tree))
+    for name, value in tree.items():
+        yield packer.pack(name)
+        if isinstance(value, dict):
+            yield from _msgpack(value)
+        else:
+            yield packer.pack(value)
 
 
 def _packed(array: NDArray) -> msgpack.ExtType:

@@ -102,9 +102,9 @@ def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArra
         ImportError: if its library is not installed.
         ValueError: if its library builds no such network.
     """
-    net = NETWORKS[family](arch)
+    net = NETWORKS[family](arch).double()
     if path.is_dir():
-        net = net.from_pretrained(path)
+        net = net.from_pretrained(path, dtype=torch.float64)
     else:
         is_pickle = path.suffix != ".safetensors"
         content = torch.load(path, weights_only=True) if is_pickle else load_file(path)
@@ -112,7 +112,7 @@ def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArra
             net.load_state_dict(content)
         except RuntimeError as error:
             raise BadInput(f"{family} cannot load {path}: {str(error).splitlines()[-1].strip()}") from None
-    net = net.double().eval()
+    net.eval()
 
     @torch.no_grad()
     def logits(x: NDArray) -> NDArray:

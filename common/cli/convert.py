@@ -9,6 +9,7 @@ import typer
 
 from common.errors import BadInput
 from common.interop.families import FAMILIES
+from common.proof.workers import quiet
 
 
 def convert(
@@ -53,32 +54,35 @@ def convert(
         raise BadInput(f"{dest} exists; choose another name, or give --force to overwrite it")
 
     halves: list[str] = []
-    try:
-        if to is not None:
-            found = converting.to_family(*load_checkpoint(source), to)
-        else:
-            tensors, halves = files.read_tensors(source)
-            found = converting.from_family(tensors, family, converting.read_config(source))
-        converting.check_network(found.arch, arch, num_classes, in_channels)
-    except BadInput as error:
-        raise BadInput(str(error) if str(source) in str(error) else f"{source}: {error}") from None
+    metadata = {}
+    with quiet():  # frameworks have much to say
+        try:
+            if to is not None:
+                ours, weights = load_checkpoint(source)
+                found = converting.to_family(ours, weights, to)
+            else:
+                tensors, halves = files.read_tensors(source)
+                found = converting.from_family(tensors, family, converting.read_config(source))
+                weights = found.tensors
+            converting.check_network(found.arch, arch, num_classes, in_channels)
+            if prove and to is None:
+                metadata["proof"] = proving.prove(found.family, found.arch, weights, source)
+        except BadInput as error:
+            raise BadInput(str(error) if str(source) in str(error) else f"{source}: {error}") from None
 
-    said = {"inference_only": found.inference_only, "rounded": found.rounded}
-    metadata = {name: text for name, text in said.items() if text}
-    if to is not None:
-        files.write_tensors(dest, to, found.arch, found.tensors, metadata)
-        if prove:
-            _, weights = load_checkpoint(source)
-            metadata["proof"] = proving.prove(to, found.arch, weights, dest)
-            if dest.suffix == ".safetensors":
-                files.write_tensors(dest, to, found.arch, found.tensors, metadata)
-    else:
-        if prove:
-            metadata["proof"] = proving.prove(found.family, found.arch, found.tensors, source)
-        metadata["source"] = found.family
-        if (found.arch.in_channels, found.arch.num_classes) == (3, imagenet.NUM_CLASSES):
-            metadata["dataset"] = imagenet.NAME
-        save_checkpoint(dest, found.arch, found.tensors, metadata)
+        said = {"inference_only": found.inference_only, "rounded": found.rounded}
+        metadata |= {name: text for name, text in said.items() if text}
+        if to is None:
+            metadata["source"] = found.family
+            if (found.arch.in_channels, found.arch.num_classes) == (3, imagenet.NUM_CLASSES):
+                metadata["dataset"] = imagenet.NAME
+            save_checkpoint(dest, found.arch, found.tensors, metadata)
+        else:
+            files.write_tensors(dest, to, found.arch, found.tensors, metadata)
+            if prove:
+                metadata["proof"] = proving.prove(to, found.arch, weights, dest)
+                if dest.suffix == ".safetensors":  # the others have no place for it
+                    files.write_tensors(dest, to, found.arch, found.tensors, metadata)
 
     precision = ", ".join(sorted({str(array.dtype) for array in found.tensors.values()}))
     typer.echo(
@@ -94,7 +98,7 @@ def convert(
         typer.echo(f"FOR INFERENCE ONLY: {found.inference_only}")
     if "proof" in metadata:
         typer.echo(f"Proven: {metadata['proof']}")
-    if to is None:
+    elif to is None:
         typer.echo(f"Taken for granted, because tensors do not show it: {converting.UNSEEN}")
     if "dataset" in metadata:
         typer.echo("3 channels and 1,000 classes: `predict` will take it for a network of ImageNet")

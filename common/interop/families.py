@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from common.architecture import Architecture, Shape
@@ -34,6 +33,8 @@ class Words:
         for ours, theirs in kinds.items():
             yield ours, f"{layer}{self.separator}{theirs}"
 
+
+STATE_DICT = (".safetensors", ".pth")
 
 TORCH = Words("weight", ("weight", "bias", "running_mean", "running_var"), ".")
 GLUON = Words("weight", ("gamma", "beta", "running_mean", "running_var"), ".")
@@ -72,6 +73,7 @@ class Family:
     Attributes:
         framework: whose `files.py` writes their files, and whose `families.py` builds their networks.
         library: the package that has these networks.
+        suffixes: of the files they load; "" is a folder, or several files of one beginning.
         words: of their tensors.
         stem: its convolution and norm.
         block: the beginning of the names in a block.
@@ -90,6 +92,7 @@ class Family:
 
     framework: str
     library: str
+    suffixes: tuple[str, ...]
     words: Words
     stem: tuple[str, str]
     block: Name
@@ -164,8 +167,8 @@ class Family:
         return from_channels_last(array) if self.words.channels_last else array
 
     def to_theirs(self, array: NDArray) -> NDArray:
-        """A tensor of ours as they lay it out."""
-        return np.ascontiguousarray(to_channels_last(array)) if self.words.channels_last else array
+        """A tensor of ours as they lay it out: a view."""
+        return to_channels_last(array) if self.words.channels_last else array
 
 
 _SAME = {"padding": "same", "stem_padding": "same", "decay": 0.99}
@@ -179,11 +182,14 @@ def _every(at: Place) -> bool:
 _D2L = "--no-deps d2l && pip install ipython pandas requests"
 
 
-def _d2l(framework: str, words: Words, install: str = _D2L, **names: Any) -> Family:
+def _d2l(
+    framework: str, suffixes: tuple[str, ...], words: Words, install: str = _D2L, **names: Any
+) -> Family:
     """The chapter's own names: `conv1`, `bn1`, …, and a bias in every convolution."""
     return Family(
         framework,
         "d2l",
+        suffixes,
         words,
         conv=lambda at: f"conv{at.conv + 1}",
         norm=lambda at: f"bn{at.conv + 1}",
@@ -195,10 +201,13 @@ def _d2l(framework: str, words: Words, install: str = _D2L, **names: Any) -> Fam
     )
 
 
-def _torchvision(framework: str, library: str, words: Words, grouped: bool) -> Family:
+def _torchvision(
+    framework: str, library: str, suffixes: tuple[str, ...], words: Words, grouped: bool
+) -> Family:
     return Family(
         framework,
         library,
+        suffixes,
         words,
         stem=("conv1", "bn1"),
         block=lambda at: f"layer{at.stage + 1}.{at.block}.",
@@ -211,11 +220,12 @@ def _torchvision(framework: str, library: str, words: Words, grouped: bool) -> F
 
 
 FAMILIES: dict[str, Family] = {
-    "torchvision": _torchvision("torch", "torchvision", TORCH, grouped=True),
-    "timm": _torchvision("torch", "timm", TORCH, grouped=True),
+    "torchvision": _torchvision("torch", "torchvision", STATE_DICT, TORCH, grouped=True),
+    "timm": _torchvision("torch", "timm", STATE_DICT, TORCH, grouped=True),
     "transformers": Family(
         "torch",
         "transformers",
+        ("", *STATE_DICT),
         TORCH,
         stem=("resnet.embedder.embedder.convolution", "resnet.embedder.embedder.normalization"),
         block=lambda at: f"resnet.encoder.stages.{at.stage}.layers.{at.block}.",
@@ -229,6 +239,7 @@ FAMILIES: dict[str, Family] = {
     "transformers-flax": Family(
         "jax",
         "transformers",
+        ("", ".msgpack"),
         FLAX,
         stem=("resnet/embedder/embedder/convolution", "resnet/embedder/embedder/normalization"),
         block=lambda at: f"resnet/encoder/stages/{at.stage}/layers/{at.block}/",
@@ -242,6 +253,7 @@ FAMILIES: dict[str, Family] = {
     "transformers-tf": Family(
         "tf",
         "transformers",
+        ("", ".h5"),
         KERAS,
         stem=("resnet/embedder/embedder/convolution", "resnet/embedder/embedder/normalization"),
         block=lambda at: f"resnet/encoder/stages.{at.stage}/layers.{at.block}/",
@@ -255,6 +267,7 @@ FAMILIES: dict[str, Family] = {
     "keras": Family(
         "tf",
         "keras",
+        (".h5",),
         KERAS,
         stem=("conv1_conv", "conv1_bn"),
         block=lambda at: f"conv{at.stage + 2}_block{at.block + 1}_",
@@ -271,6 +284,7 @@ FAMILIES: dict[str, Family] = {
     "flax-example": Family(
         "jax",
         "flax",
+        (".msgpack", ""),
         FLAX,
         stem=("conv_init", "bn_init"),
         block=lambda at: f"{'' if at.basic else 'Bottleneck'}ResNetBlock_{at.number}/",
@@ -285,6 +299,7 @@ FAMILIES: dict[str, Family] = {
     "gluon": Family(
         "mxnet",
         "mxnet",
+        (".params",),
         GLUON,
         stem=("features.0", "features.1"),
         block=lambda at: f"features.{at.stage + 4}.{at.block}.",
@@ -295,9 +310,10 @@ FAMILIES: dict[str, Family] = {
         biased=lambda at: not at.basic and at.stage >= 0 and at.conv in (0, 2),
         bottleneck={"stride_on": "1x1"},
     ),
-    "gluoncv": _torchvision("mxnet", "gluoncv", GLUON, grouped=False),
+    "gluoncv": _torchvision("mxnet", "gluoncv", (".params",), GLUON, grouped=False),
     "d2l-torch": _d2l(
         "torch",
+        STATE_DICT,
         TORCH,
         stem=("net.0.0", "net.0.1"),
         block=lambda at: f"net.b{at.stage + 2}.{at.block}.",
@@ -306,6 +322,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "d2l-mxnet": _d2l(
         "mxnet",
+        (".params",),
         GLUON,
         stem=("net.0.0", "net.0.1"),
         block=lambda at: f"net.{at.stage + 1}.{at.block}.",
@@ -314,6 +331,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "d2l-tf": _d2l(
         "tf",
+        ("",),
         KERAS,
         f"{_D2L} tf-keras",
         stem=(
@@ -327,6 +345,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "d2l-jax": _d2l(
         "jax",
+        (".msgpack", ""),
         FLAX,
         stem=("net/layers_0/layers_0", "net/layers_0/layers_1"),
         block=lambda at: f"net/layers_{at.stage + 1}/layers_{at.block}/",

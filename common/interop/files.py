@@ -106,12 +106,10 @@ def write_tensors(
 
 def check_suffix(path: Path, family: str) -> None:
     """Raise `ValueError` unless this is the name of a file, or a folder, that the family's loader takes."""
-    theirs = FAMILIES[family]
-    suffixes = {".safetensors"} if theirs.framework == "torch" else set()
-    suffixes |= {*BACKENDS[theirs.framework].written} | (set() if theirs.config is None else {""})
+    suffixes = FAMILIES[family].suffixes
     if path.suffix not in suffixes:
-        known = " or ".join(suffix or "nothing" for suffix in sorted(suffixes, reverse=True))
-        raise BadInput(f"{path} must end in {known}, which {family} loads")
+        known = " or ".join(suffix or "nothing, for a folder" for suffix in suffixes)
+        raise BadInput(f"{path} must end in {known}: that is what {family} loads")
 
 
 def hugging_face_config(arch: Architecture) -> dict[str, object]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 
 from common.architecture import ZOO, Architecture, architecture
-from common.interop.convert import Converted, from_family
+from common.interop.convert import Converted, from_family, to_family
+from common.interop.families import FAMILIES
+from common.interop.files import write_tensors
 from common.summary import parts
+from common.weights import initial_weights
 from tests.helpers import ROUNDING, build, deviation, random_batch, worst_gradient
 from tests.interop.families import (
     logits,
@@ -36,6 +39,7 @@ from tests.test_architecture import PUBLISHED
 DEEP_ROUNDING = 1e-11  # logits of a hundred layers and more; gradients of fifty
 
 TIMES_THE_FILE = 3  # the memory that the conversion of a ResNet-152 may take
+MOST_SECONDS = 15  # 5 on a quiet machine
 
 NETWORKS: dict[str, tuple[Callable[[], Any], str, float]] = {
     "torchvision resnet50": (lambda: torchvision().models.resnet50(), "resnet50", ROUNDING),
@@ -129,17 +133,19 @@ def test_torchvision_documents_what_the_zoo_is_tested_for(name: str) -> None:
 
 
 CONVERT = """
-import re, sys, time
+import os, re, sys, time
+from importlib import import_module
 from pathlib import Path
 
 def megabytes():  # the most held so far; unlike ru_maxrss, not what the parent held before
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 from common import cli, weights
-from common.interop import convert
+from common.backend import BACKENDS
+from common.interop import convert, files
 import safetensors
-if sys.argv[2].endswith(".pth"):
-    import resnet_torch.files
+if backend := os.environ["BACKEND"]:
+    import_module(BACKENDS[backend].module.replace(".backend", ".files"))
 before, start = megabytes(), time.perf_counter()
 try:
     cli.main()
@@ -149,21 +155,44 @@ print(time.perf_counter() - start, megabytes() - before)
 """
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_conversion_is_small(tmp_path: Path, suffix: str) -> None:
-    """And takes the seconds shown, besides those that Python and PyTorch take to start."""
-    path, dest = tmp_path / f"model.{suffix}", tmp_path / "ours.safetensors"
-    tensors = torchvision().models.resnet152().state_dict()
-    save_file(tensors, path) if suffix == "safetensors" else torch.save(tensors, path)
-    steps = [(path, dest, []), (dest, tmp_path / "back.safetensors", ["--to", "torchvision"])]
+@pytest.mark.parametrize(
+    ("family", "suffix", "reader"),
+    [
+        ("torchvision", ".safetensors", ""),
+        ("torchvision", ".pth", "torch"),
+        ("keras", ".h5", "tf"),
+        ("flax-example", ".msgpack", "jax"),
+        ("gluon", ".params", "mxnet"),
+    ],
+)
+def test_conversion_is_small_and_quick(
+    tmp_path: Path, backends: list[str], family: str, suffix: str, reader: str
+) -> None:
+    """Besides what Python and the framework take to start."""
+    if reader not in ("", *backends):
+        pytest.skip(f"{reader} is not under test")
+    path, dest = tmp_path / f"model{suffix}", tmp_path / "ours.safetensors"
+    arch = replace(architecture("resnet152", 3, 1000), **FAMILIES[family].axes(basic=False))
+    kept = FAMILIES[family].names(arch)
+    weights = {
+        name: (array if name in kept else np.zeros_like(array)).astype(np.float32)
+        for name, array in initial_weights(arch).items()
+    }
+    write_tensors(path, family, arch, to_family(arch, weights, family).tensors, {})
+    steps = [(path, dest, []), (dest, tmp_path / f"back{suffix}", ["--to", family])]
     for source, written, options in steps:
         done = subprocess.run(
             [sys.executable, "-c", CONVERT, "convert", str(source), str(written), *options],
             capture_output=True,
             text=True,
+            env={**os.environ, "BACKEND": reader},
         )
         assert done.returncode == 0, done.stderr
         seconds, memory = map(float, done.stdout.splitlines()[-1].split())
         size = source.stat().st_size / 2**20
-        print(f"{source.name} → {written.name}: {seconds:.2f} s, {memory / size:.2f} times the file")
+        print(
+            f"{family}: {source.name} → {written.name}: {seconds:.2f} s, {memory / size:.2f} times the file"
+        )
         assert memory <= TIMES_THE_FILE * size
+        assert seconds <= MOST_SECONDS
+    assert path.read_bytes() == (tmp_path / f"back{suffix}").read_bytes()
