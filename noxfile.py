@@ -25,6 +25,9 @@ CONTRACT_TESTS = [f"tests/test_{part}.py" for part in ("backends", "checkpoints"
 COMMAND_TESTS = ["tests/cli/test_compare.py", "tests/cli/test_training.py", "tests/test_readme.py"]
 CONSTRAINTS = ("--constraint", "constraints.txt")
 ALL = Path(__file__).with_name(".nox") / "all"
+# Older packages, which hide those of ALL from the session that puts them on its path. tf-keras is Keras 2.
+OLD = Path(__file__).with_name(".nox") / "old"
+OLD_PACKAGES = ("transformers==4.57.1", "huggingface-hub==0.36.2", "tokenizers==0.22.2", "tf-keras==2.21.0")
 
 # XLA compiles each network for seconds, and the tests of every Python compile the same ones.
 JAX_CACHE = {
@@ -84,6 +87,12 @@ def install_families(run: Callable[..., Any]) -> None:
     """
     pip(run, "transformers")
     pip(run, "--no-deps", "torchvision", "timm")
+
+
+def install_d2l(run: Callable[..., Any]) -> None:
+    """Install d2l, whose metadata pins packages of 2022, and what it imports."""
+    pip(run, "ipython", "matplotlib-inline", "pandas")
+    pip(run, "--no-deps", "d2l")
 
 
 def test(run: Callable[..., Any], *arguments: str) -> None:
@@ -147,10 +156,20 @@ def tests_mxnet(session: nox.Session) -> None:
 def tests_d2l(session: nox.Session) -> None:
     """The published d2l 1.0.3 blocks against ours, and its networks and GluonCV's, converted."""
     run = install(session, *FRAMEWORKS, extras="test")
-    pip(run, "ipython", "matplotlib-inline", "pandas")
-    # d2l pins packages of 2022, torchvision another PyTorch; of GluonCV one module is used, which needs none.
-    pip(run, "--no-deps", "d2l", "gluoncv", "torchvision")
+    install_d2l(run)
+    pip(run, "--no-deps", "gluoncv", "torchvision")  # of GluonCV one module is used, which needs nothing else
     test(run, "tests/d2l", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def tests_families(session: nox.Session) -> None:
+    """The networks that only older libraries have: transformers' in Flax and TensorFlow, d2l's in Keras 2."""
+    run = install(session, *FRAMEWORKS, extras="test")
+    install_d2l(run)
+    pip(run, "pyyaml", "regex", "tqdm")  # what transformers needs besides
+    run("pip", "install", "--no-deps", "--target", str(OLD), "--upgrade", *OLD_PACKAGES, silent=True)
+    session.env["PYTHONPATH"] = str(OLD)
+    test(run, f"--backends={','.join(FRAMEWORKS)}", *(session.posargs or ["tests/families"]))
 
 
 @nox.session(venv_backend="none")

@@ -17,6 +17,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from common.architecture import Architecture, Block
+from common.interop.files import hugging_face_config
 from common.layout import nhwc
 
 
@@ -142,6 +143,20 @@ class D2LResNet(nn.Module):
         return chapter(X)
 
 
+def transformers_resnet(arch: Architecture, path: Path) -> tuple[Any, Any]:
+    """Hugging Face's ResNet, and its variables of a folder, or of a .msgpack file alone, in float64.
+
+    Its own call takes images in float32 only; its `module` takes any.
+    """
+    from transformers import FlaxResNetForImageClassification, ResNetConfig
+
+    config = None if path.is_dir() else ResNetConfig(**hugging_face_config(arch))
+    with jax.enable_x64(True):
+        return FlaxResNetForImageClassification.from_pretrained(
+            path, config=config, input_shape=(1, 64, 64, arch.in_channels), dtype="float64", _do_init=False
+        )
+
+
 NETWORKS: dict[str, Callable[[Architecture], nn.Module]] = {
     "flax-example": ExampleResNet,
     "d2l-jax": D2LResNet,
@@ -161,9 +176,13 @@ def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArra
     Raises:
         ImportError: if its library is not installed.
     """
-    net = NETWORKS[family](arch)
-    variables = serialization.from_bytes(variables_of(net, arch), path.read_bytes())
-    apply = jax.jit(partial(net.apply, train=False))
+    if family == "transformers-flax":
+        hugging_face, variables = transformers_resnet(arch, path)
+        apply = jax.jit(lambda variables, X: hugging_face.module.apply(variables, X).logits)
+    else:
+        net = NETWORKS[family](arch)
+        variables = serialization.from_bytes(variables_of(net, arch), path.read_bytes())
+        apply = jax.jit(partial(net.apply, train=False))
 
     def logits(x: NDArray) -> NDArray:
         with jax.enable_x64(True):

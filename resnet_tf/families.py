@@ -1,6 +1,8 @@
 """Other networks in Keras, built and loaded by their own libraries, for ours to be held against."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ from keras.src.applications import resnet
 from numpy.typing import NDArray
 
 from common.architecture import Architecture
+from common.interop.files import hugging_face_config
 from common.layout import nhwc
+from resnet_tf.files import reader
 from resnet_tf.layers import precision
 
 
@@ -37,7 +41,60 @@ def keras_resnet(arch: Architecture) -> keras.Model:
         return keras.Model(images, logits)
 
 
-NETWORKS: dict[str, Callable[[Architecture], keras.Model]] = {"keras": keras_resnet}
+@contextmanager
+def keras_2_in_float64() -> Iterator[Any]:
+    """Keras 2, whose layers are all made in one global type: float64 for a while.
+
+    Its name today is tf-keras. It is apart from Keras 3: neither sees what the other is set to.
+    """
+    import tf_keras
+
+    before = tf_keras.backend.floatx()
+    tf_keras.backend.set_floatx("float64")
+    try:
+        yield tf_keras
+    finally:
+        tf_keras.backend.set_floatx(before)
+
+
+def transformers_resnet(arch: Architecture, path: Path) -> Any:
+    """Hugging Face's ResNet in Keras 2, in float64, loaded from a folder, or from a .h5 file alone.
+
+    It makes a layer in every call, so it is called in `keras_2_in_float64`, too.
+    """
+    with keras_2_in_float64():
+        from transformers import ResNetConfig, TFResNetForImageClassification
+
+        config = None if path.is_dir() else ResNetConfig(**hugging_face_config(arch))
+        return TFResNetForImageClassification.from_pretrained(path, config=config)
+
+
+def d2l_resnet(arch: Architecture) -> Any:
+    """The chapter's ResNet, of d2l's blocks ("Dive into Deep Learning", sections 8.6.3 and 8.6.5).
+
+    The book was written for Keras 2, in which alone its files are TensorFlow checkpoints.
+    """
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before d2l takes its tf.keras
+    from d2l import tensorflow as d2l
+
+    kind = d2l.Residual if arch.block == "residual" else d2l.ResNeXtBlock
+    with keras_2_in_float64() as keras_2:
+        layers, sequential = keras_2.layers, keras_2.Sequential
+        stem = [
+            layers.Conv2D(arch.stem_channels, kernel_size=7, strides=2, padding="same"),
+            layers.BatchNormalization(),
+            layers.Activation("relu"),
+            layers.MaxPool2D(pool_size=3, strides=2, padding="same"),
+        ]
+        stages = [sequential([kind(**block.chapter_options) for block in blocks]) for blocks in arch.blocks()]
+        last = [layers.GlobalAvgPool2D(), layers.Dense(arch.num_classes)]
+        model = d2l.Classifier()
+        model.net = sequential([sequential(stem), *stages, sequential(last)])
+        model.net.build((None, 64, 64, arch.in_channels))
+    return model
+
+
+NETWORKS: dict[str, Callable[[Architecture], Any]] = {"keras": keras_resnet, "d2l-tf": d2l_resnet}
 
 
 def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArray], NDArray]:
@@ -46,6 +103,15 @@ def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArra
     Raises:
         ImportError: if its library is not installed.
     """
+    if family == "transformers-tf":
+        hugging_face = transformers_resnet(arch, path)
+
+        def logits(x: NDArray) -> NDArray:
+            with keras_2_in_float64():
+                return hugging_face(x).logits.numpy()
+
+        return logits
     net = NETWORKS[family](arch)
+    _, path = reader(path)  # a checkpoint's folder to its prefix
     net.load_weights(path)
     return lambda x: net(nhwc(x), training=False).numpy()

@@ -83,7 +83,7 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, or holds more than plain tensors that Keras writes.
     """
-    read, path = _reader(path)
+    read, path = reader(path)
     try:
         tensors, halves = read(path)
     except BadInput as error:
@@ -122,7 +122,7 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:
         )
 
 
-def _reader(path: Path) -> tuple[Callable[[Path], tuple[dict[str, NDArray], list[str]]], Path]:
+def reader(path: Path) -> tuple[Callable[[Path], tuple[dict[str, NDArray], list[str]]], Path]:
     """What reads the file, by its content, and the file; of a checkpoint, the prefix."""
     if (path / "checkpoint").is_file():
         with (path / "checkpoint").open("rb") as file:

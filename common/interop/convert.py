@@ -86,7 +86,8 @@ def from_family(
     try:
         if theirs.any_head:
             tensors = _with_usual_head(theirs, tensors)
-        arch = _detect(theirs, tensors, (axes or {}) if theirs.config else {})
+        said = {name: value for name, value in (axes or {}).items() if name in (theirs.config or ())}
+        arch = _detect(theirs, tensors, said)
         checked = check_tensors(theirs.shapes(arch), tensors)
     except BadInput as error:
         raise BadInput(f"it is no plain ResNet or ResNeXt of {family}: {error}") from None
@@ -158,7 +159,7 @@ def _check_has_such(family: str, theirs: Family, arch: Architecture) -> None:
     )
     if arch.shortcut_norm and not usual.shortcut_norm:
         raise BadInput(f"{family} has no batch norm on the shortcuts, and this network has")
-    said = ("stride_on",) if theirs.config else ()
+    said = theirs.config or ()
     if others := [
         name for name in CONVENTIONS if name not in said and getattr(arch, name) != getattr(usual, name)
     ]:

@@ -86,7 +86,8 @@ class Family:
         grouped: whether a bottleneck may be of any width, and in groups; else a quarter of the channels.
         any_head: whether the dense layer may have any name.
         by_depth: whether they load by the order of layers, which is that of Keras: by depth in the graph.
-        config: whether a config.json beside the tensors says what they do not show.
+        config: the axes that a config.json beside the tensors says; None where there is no such file.
+        install: what pip is told, where the library's name is not enough.
     """
 
     framework: str
@@ -106,7 +107,8 @@ class Family:
     grouped: bool = False
     any_head: bool = False
     by_depth: bool = False
-    config: bool = False
+    config: tuple[str, ...] | None = None
+    install: str = ""
 
     def axes(self, basic: bool) -> Mapping[str, Any]:
         """What a network of theirs of these blocks computes otherwise than the chapter's."""
@@ -176,7 +178,13 @@ def _every(at: Place) -> bool:
     return True
 
 
-def _d2l(framework: str, suffixes: tuple[str, ...], words: Words, **names: Any) -> Family:
+# d2l asks for packages of 2022; of those it really needs, these are not ours.
+_D2L = "--no-deps d2l && pip install ipython pandas requests"
+
+
+def _d2l(
+    framework: str, suffixes: tuple[str, ...], words: Words, install: str = _D2L, **names: Any
+) -> Family:
     """The chapter's own names: `conv1`, `bn1`, …, and a bias in every convolution."""
     return Family(
         framework,
@@ -188,6 +196,7 @@ def _d2l(framework: str, suffixes: tuple[str, ...], words: Words, **names: Any) 
         shortcut=None,
         biased=_every,
         grouped=True,
+        install=install,
         **names,
     )
 
@@ -207,6 +216,7 @@ def _torchvision(
         shortcut=("downsample.0", "downsample.1"),
         last=lambda stages: "fc",
         grouped=grouped,
+        install=f"--no-deps {library}" if library == "gluoncv" else "",
     )
 
 
@@ -224,8 +234,9 @@ FAMILIES: dict[str, Family] = {
         norm=lambda at: f"layer.{at.conv}.normalization",
         shortcut=("shortcut.convolution", "shortcut.normalization"),
         last=lambda stages: "classifier.1",
-        config=True,
+        config=("stride_on",),
     ),
+    # The last transformers with Flax and TensorFlow is 4.57. What a config.json says of strides they ignore.
     "transformers-flax": Family(
         "jax",
         "transformers",
@@ -237,7 +248,8 @@ FAMILIES: dict[str, Family] = {
         norm=lambda at: f"layer/{'layer_' if at.basic else ''}{at.conv}/normalization",
         shortcut=("shortcut/convolution", "shortcut/normalization"),
         last=lambda stages: "classifier/1",
-        config=True,
+        config=(),
+        install='"transformers==4.57.1"',
     ),
     "transformers-tf": Family(
         "tf",
@@ -250,7 +262,8 @@ FAMILIES: dict[str, Family] = {
         norm=lambda at: f"layer.{at.conv}/normalization",
         shortcut=("shortcut/convolution", "shortcut/normalization"),
         last=lambda stages: "classifier.1",
-        config=True,
+        config=(),
+        install='"transformers==4.57.1" tf-keras',
     ),
     "keras": Family(
         "tf",
@@ -321,6 +334,7 @@ FAMILIES: dict[str, Family] = {
         "tf",
         ("",),
         KERAS,
+        f"{_D2L} tf-keras",
         stem=(
             "net/layer_with_weights-0/layer_with_weights-0",
             "net/layer_with_weights-0/layer_with_weights-1",

@@ -90,7 +90,7 @@ def write_tensors(
         ValueError: if the family has no such kind of file, or it cannot be written.
     """
     theirs = FAMILIES[family]
-    if path.suffix == "" and theirs.config:
+    if path.suffix == "" and theirs.config is not None:
         path = output_folder(path) / HUGGING_FACE[theirs.framework]
         config = json.dumps(hugging_face_config(arch), indent=2) + "\n"
         write_atomically(path.with_name("config.json"), config)

@@ -17,7 +17,6 @@ from common.weights import Weights
 
 SIZES = ((65, 97), (64, 96))  # odd and even: padding shows at one of them
 BOUNDS = {"float64": 1e-12, "float32": 1e-5}
-ALONE = ("d2l", "gluoncv")  # ask for NumPy of 2022, or for much that their networks do not use
 DEEP = 100  # layers from which on rounding may be ten times as much
 
 
@@ -35,9 +34,10 @@ def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
         own = load_backend(theirs.framework).own_network(family, arch, path)
         library = f"{theirs.library} {version(theirs.library)}"
     except ImportError as error:
-        missing = (error.name or theirs.library).partition(".")[0].replace("_", "-")
-        how = f"--no-deps {missing}" if missing in ALONE else missing
-        raise MissingBackend(f"--prove takes {theirs.library} ({error}); run: pip install {how}") from None
+        name = theirs.library.replace("_", "-")
+        raise MissingBackend(
+            f"--prove takes {name} ({error}); run: pip install {theirs.install or name}"
+        ) from None
     oracle = load_backend("oracle").build(arch)
     oracle.load_weights(weights)
 

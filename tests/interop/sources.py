@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from common.interop.convert import from_family, to_family
 from common.interop.families import FAMILIES
 from common.interop.files import read_tensors, write_tensors
 from common.layout import nhwc
+from common.weights import Weights
 from tests.helpers import ROUNDING, built, deviation, random_batch, random_weights, worst, worst_gradient
 
 TRAINING = 1e-11
@@ -34,14 +36,15 @@ class Source:
     """A network of a family.
 
     Attributes:
-        suffix: of the files it loads and saves.
-        load, save: by its own loader and writer.
+        suffix: of the files it loads; empty for a folder, or the beginning of several files' names.
+        load, save: by its own loader and writer, to and from a file of this name; or another, which
+            `save` returns.
         training: logits, gradients and running statistics after a pass over images and labels, by its names.
     """
 
     suffix: str
     load: Callable[[Path], None]
-    save: Callable[[Path], None]
+    save: Callable[[Path], Path]
     training: Callable[[NDArray, NDArray], tuple[NDArray, Tensors, Tensors]]
 
 
@@ -65,8 +68,10 @@ def keras(family: str, arch: Architecture) -> Source:
             {v.path: v.numpy() for v in net.non_trainable_variables if "moving" in v.path},
         )
 
-    def save(path: Path) -> None:
-        net.save_weights(path.with_suffix(".weights.h5"))
+    def save(path: Path) -> Path:
+        path = path.with_suffix(".weights.h5")
+        net.save_weights(path)
+        return path
 
     return Source(".h5", net.load_weights, save, training)
 
@@ -99,7 +104,11 @@ def gluon(family: str, arch: Architecture) -> Source:
         net.load_parameters(str(path), cast_dtype=True, dtype_source="saved")
         net.cast("float64")
 
-    return Source(".params", load, lambda path: net.save_parameters(str(path)), training)
+    def save(path: Path) -> Path:
+        net.save_parameters(str(path))
+        return path
+
+    return Source(".params", load, save, training)
 
 
 def torch(family: str, arch: Architecture) -> Source:
@@ -131,15 +140,38 @@ def torch(family: str, arch: Architecture) -> Source:
     def load(path: Path) -> None:
         net.load_state_dict(torch.load(path, weights_only=True))
 
-    return Source(".pth", load, lambda path: torch.save(net.state_dict(), path), training)
+    def save(path: Path) -> Path:
+        torch.save(net.state_dict(), path)
+        return path
+
+    return Source(".pth", load, save, training)
+
+
+def flax_training(
+    forward: Callable[[Any, Any], tuple[Any, Any]], variables: Any, x: NDArray, y: NDArray
+) -> tuple[NDArray, Tensors, Tensors]:
+    """A source's `training`; `forward` gives logits and updates of variables and images."""
+    import jax
+    import optax
+    from flax.traverse_util import flatten_dict
+
+    def loss(params: Any) -> Any:
+        Y_hat, updates = forward({**variables, "params": params}, nhwc(x))
+        loss = optax.softmax_cross_entropy_with_integer_labels(Y_hat, y).mean()
+        return loss, (Y_hat, updates["batch_stats"])
+
+    with jax.enable_x64(True):
+        gradients, (Y_hat, running) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    by_name = [
+        {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}
+        for tree in (gradients, running)
+    ]
+    return np.asarray(Y_hat), *by_name
 
 
 def flax(family: str, arch: Architecture) -> Source:
     """A network in Flax."""
-    import jax
-    import optax
     from flax import serialization
-    from flax.traverse_util import flatten_dict
 
     from resnet_jax.families import NETWORKS, variables_of
 
@@ -147,27 +179,32 @@ def flax(family: str, arch: Architecture) -> Source:
     state = [variables_of(net, arch)]
 
     def training(x: NDArray, y: NDArray) -> tuple[NDArray, Tensors, Tensors]:
-        def loss(params: Any) -> Any:
-            variables = {**state[0], "params": params}
-            Y_hat, updates = net.apply(variables, nhwc(x), train=True, mutable=["batch_stats"])
-            loss = optax.softmax_cross_entropy_with_integer_labels(Y_hat, y).mean()
-            return loss, (Y_hat, updates["batch_stats"])
-
-        with jax.enable_x64(True):
-            gradients, (Y_hat, running) = jax.jit(jax.grad(loss, has_aux=True))(state[0]["params"])
-        by_name = [
-            {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}
-            for tree in (gradients, running)
-        ]
-        return np.asarray(Y_hat), *by_name
+        forward = partial(net.apply, train=True, mutable=["batch_stats"])
+        return flax_training(forward, state[0], x, y)
 
     def load(path: Path) -> None:
         state[0] = serialization.from_bytes(state[0], path.read_bytes())
 
-    def save(path: Path) -> None:
+    def save(path: Path) -> Path:
         path.write_bytes(serialization.to_bytes(state[0]))
+        return path
 
     return Source(".msgpack", load, save, training)
+
+
+def network(family: str, arch: Architecture) -> tuple[Architecture, Weights]:
+    """The architecture as the family's networks have it, with random weights that these can hold."""
+    arch = replace(arch, **FAMILIES[family].axes(arch.block == "residual"))
+    kept = FAMILIES[family].names(arch)
+    weights = {
+        name: abs(array) + 0.1
+        if name.endswith("running_var")
+        else array
+        if name in kept
+        else np.zeros_like(array)
+        for name, array in random_weights(arch).items()
+    }
+    return arch, weights
 
 
 def check(
@@ -179,16 +216,7 @@ def check(
     folder: Path,
 ) -> None:
     """Hold a family's own network of this architecture against ours, in both directions, and in training."""
-    arch = replace(arch, **FAMILIES[family].axes(arch.block == "residual"))
-    kept = FAMILIES[family].names(arch)
-    weights = {
-        name: abs(array) + 0.1
-        if name.endswith("running_var")
-        else array
-        if name in kept
-        else np.zeros_like(array)
-        for name, array in random_weights(arch).items()
-    }
+    arch, weights = network(family, arch)
     source = make(family, arch)
 
     there = to_family(arch, weights, family)
@@ -196,8 +224,7 @@ def check(
     path = folder / f"theirs{source.suffix}"
     write_tensors(path, family, arch, there.tensors, {})
     source.load(path)
-    source.save(folder / f"own{source.suffix}")
-    saved = next(folder.glob("own*"))
+    saved = source.save(folder / f"own{source.suffix}")
 
     tensors, halves = read_tensors(saved)
     back = from_family(tensors)
@@ -213,6 +240,7 @@ def check(
     for size in SIZES:
         x, _ = random_batch(arch, 2, *size)
         expected = own(x)
+        assert expected.dtype == np.float64
         for model in models:
             assert deviation(model.predict(x), expected) <= ROUNDING
 
