@@ -183,6 +183,8 @@ def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArra
         net = NETWORKS[family](arch)
         variables = serialization.from_bytes(variables_of(net, arch), path.read_bytes())
         apply = jax.jit(partial(net.apply, train=False))
+    # Of a file in float32, too: Flax takes the root of a variance in the variance's own type.
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf, "float64"), variables)
 
     def logits(x: NDArray) -> NDArray:
         with jax.enable_x64(True):

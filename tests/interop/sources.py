@@ -16,6 +16,7 @@ from common.backend import load_backend
 from common.interop.convert import from_family, to_family
 from common.interop.families import FAMILIES
 from common.interop.files import read_tensors, write_tensors
+from common.interop.prove import prove
 from common.layout import nhwc
 from common.weights import Weights
 from tests.helpers import ROUNDING, built, deviation, random_batch, random_weights, worst, worst_gradient
@@ -243,6 +244,10 @@ def check(
         assert expected.dtype == np.float64
         for model in models:
             assert deviation(model.predict(x), expected) <= ROUNDING
+
+    single = folder / f"float32{source.suffix}"  # most published files are
+    write_tensors(single, family, arch, {key: array.astype("f4") for key, array in there.tensors.items()}, {})
+    prove(family, arch, {key: array.astype("f4") for key, array in weights.items()}, single)
 
     x, y = random_batch(arch, 3, 65, 47)
     logits, gradients, running = source.training(x, y)
