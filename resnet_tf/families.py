@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras.src.applications import resnet
 from numpy.typing import NDArray
 
@@ -42,15 +43,15 @@ def keras_resnet(arch: Architecture) -> keras.Model:
 
 
 @contextmanager
-def keras_2_in_float64() -> Iterator[Any]:
-    """Keras 2, whose layers are all made in one global type: float64 for a while.
+def keras_2(dtype: str = "float64") -> Iterator[Any]:
+    """Keras 2, whose layers are all made in one global type: this one for a while.
 
     Its name today is tf-keras. It is apart from Keras 3: neither sees what the other is set to.
     """
     import tf_keras
 
     before = tf_keras.backend.floatx()
-    tf_keras.backend.set_floatx("float64")
+    tf_keras.backend.set_floatx(dtype)
     try:
         yield tf_keras
     finally:
@@ -60,16 +61,16 @@ def keras_2_in_float64() -> Iterator[Any]:
 def transformers_resnet(arch: Architecture, path: Path) -> Any:
     """Hugging Face's ResNet in Keras 2, in float64, loaded from a folder, or from a .h5 file alone.
 
-    It makes a layer in every call, so it is called in `keras_2_in_float64`, too.
+    It makes a layer in every call, so it is called in `keras_2`, too.
     """
-    with keras_2_in_float64():
+    with keras_2():
         from transformers import ResNetConfig, TFResNetForImageClassification
 
         config = None if path.is_dir() else ResNetConfig(**hugging_face_config(arch))
         return TFResNetForImageClassification.from_pretrained(path, config=config)
 
 
-def d2l_resnet(arch: Architecture) -> Any:
+def d2l_resnet(arch: Architecture, dtype: str = "float64") -> Any:
     """The chapter's ResNet, of d2l's blocks ("Dive into Deep Learning", sections 8.6.3 and 8.6.5).
 
     The book was written for Keras 2, in which alone its files are TensorFlow checkpoints.
@@ -78,8 +79,8 @@ def d2l_resnet(arch: Architecture) -> Any:
     from d2l import tensorflow as d2l
 
     kind = d2l.Residual if arch.block == "residual" else d2l.ResNeXtBlock
-    with keras_2_in_float64() as keras_2:
-        layers, sequential = keras_2.layers, keras_2.Sequential
+    with keras_2(dtype) as tf_keras:
+        layers, sequential = tf_keras.layers, tf_keras.Sequential
         stem = [
             layers.Conv2D(arch.stem_channels, kernel_size=7, strides=2, padding="same"),
             layers.BatchNormalization(),
@@ -107,11 +108,18 @@ def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArra
         hugging_face = transformers_resnet(arch, path)
 
         def logits(x: NDArray) -> NDArray:
-            with keras_2_in_float64():
+            with keras_2():
                 return hugging_face(x).logits.numpy()
 
         return logits
     net = NETWORKS[family](arch)
-    _, path = reader(path)  # a checkpoint's folder to its prefix
-    net.load_weights(path)
+    if family == "d2l-tf":
+        _, prefix = reader(path)
+        dtypes = tf.train.load_checkpoint(str(prefix)).get_variable_to_dtype_map()
+        (dtype,) = {dtype.name for name, dtype in dtypes.items() if "/kernel/" in name}
+        loaded = d2l_resnet(arch, dtype)  # a checkpoint loads in its own type only
+        loaded.load_weights(prefix)
+        net.set_weights(loaded.get_weights())
+    else:
+        net.load_weights(path)
     return lambda x: net(nhwc(x), training=False).numpy()

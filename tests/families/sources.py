@@ -83,15 +83,15 @@ def keras_2_training(
     """A source's `training`; the gradients' names are found by saving them in the variables' place."""
     import tensorflow as tf
 
-    from resnet_tf.families import keras_2_in_float64
+    from resnet_tf.families import keras_2
 
-    with keras_2_in_float64() as keras_2:
+    with keras_2() as tf_keras:
         for layer in net.submodules:
-            if isinstance(layer, keras_2.layers.BatchNormalization):
+            if isinstance(layer, tf_keras.layers.BatchNormalization):
                 layer.momentum = np.float64(layer.momentum)  # Keras 2 rounds a Python float to float32
         with tf.GradientTape() as tape:
             logits = forward()
-            loss = keras_2.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+            loss = tf_keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
             loss = tf.reduce_mean(loss)
         gradients = tape.gradient(loss, net.trainable_variables)
         for variable, gradient in zip(net.trainable_variables, gradients, strict=True):
