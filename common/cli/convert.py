@@ -88,6 +88,9 @@ def convert(
     typer.echo(
         f"{dest}: {converting.describe(found.arch)}; {precision}; {'to' if to else 'from'} {found.family}"
     )
+    if found.others and family == "auto":
+        others = " or ".join(f"--from {name}" for name in found.others)
+        typer.echo(f"named as {found.family} and {', '.join(found.others)} name; {others} says it is theirs")
     if halves:
         typer.echo("bfloat16 is now float32, which holds it exactly")
     if not (found.rounded or found.inference_only):

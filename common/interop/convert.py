@@ -38,6 +38,7 @@ class Converted:
         tensors: name to array; ours where a family's were read, theirs where ours were.
         inference_only: why the two networks agree in inference only; empty where they do in training, too.
         rounded: what was computed, to rounding, that changes neither; empty where nothing was.
+        others: families whose names are the same.
     """
 
     family: str
@@ -45,6 +46,7 @@ class Converted:
     tensors: Weights
     inference_only: str = ""
     rounded: str = ""
+    others: tuple[str, ...] = ()
 
 
 def from_family(
@@ -99,7 +101,7 @@ def from_family(
             weights[name] = theirs.to_ours(checked[names[name]])
         else:
             weights[name] = np.zeros(shape, weights[name.replace("bias", "weight")].dtype)
-    return Converted(family, arch, weights)
+    return Converted(family, arch, weights, others=tuple(name for name in fitting if name != family))
 
 
 def to_family(arch: Architecture, weights: Weights, family: str) -> Converted:

@@ -165,6 +165,17 @@ def test_the_family_is_told_from_the_names(source: str) -> None:
     family = SOURCES[source][0]
     found = from_family(state(model_of(source)))
     assert found.family == ("transformers" if family == "transformers" else "torchvision")
+    assert found.others == (() if family == "transformers" else ("timm",))
+
+
+def test_where_two_families_fit_the_options_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, dest = tmp_path / "model.safetensors", tmp_path / "ours.safetensors"
+    save_file(tensors_of("timm basic"), path)
+    said = converted(capsys, path, dest)
+    assert "from torchvision\nnamed as torchvision and timm name; --from timm says it is theirs\n" in said
+    assert "name;" not in converted(capsys, path, dest, "--from", "timm", "--force")
 
 
 @pytest.mark.parametrize(

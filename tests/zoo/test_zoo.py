@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from common.architecture import ZOO, Architecture, architecture
+from common.backend import load_backend
 from common.interop.convert import Converted, from_family, to_family
 from common.interop.families import FAMILIES
 from common.interop.files import write_tensors
@@ -34,6 +35,7 @@ from tests.interop.families import (
     training,
     transformers,
 )
+from tests.interop.sources import network
 from tests.test_architecture import PUBLISHED
 
 DEEP_ROUNDING = 1e-11  # logits of a hundred layers and more; gradients of fifty
@@ -122,6 +124,30 @@ def test_resnet50_trains_as_the_source_does(backend: str, device: str) -> None:
     )
     print(f"{backend}: logits, gradients and the worst tensor {', '.join(f'{d:.1e}' for d in deviations)}")
     assert max(deviations) <= DEEP_ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("keras", "resnet101"), ("gluon", "resnet152"), ("flax-example", "resnet50")]
+)
+def test_a_deep_network_of_another_framework(
+    tmp_path: Path, backends: list[str], device: str, family: str, name: str
+) -> None:
+    """Its own against ours in its framework and in PyTorch, both of which have other convolutions."""
+    theirs = FAMILIES[family]
+    if theirs.framework not in backends or "torch" not in backends:
+        pytest.skip(f"{theirs.framework} and torch are not both under test")
+    arch, weights = network(family, architecture(name, in_channels=3, num_classes=1000))
+    path = tmp_path / f"theirs{theirs.suffixes[0]}"
+    write_tensors(path, family, arch, to_family(arch, weights, family).tensors, {})
+    own = load_backend(theirs.framework).own_network(family, arch, path)
+    x, _ = random_batch(arch, 1, 97, 131)
+    expected = own(x)
+    for backend in (theirs.framework, "torch"):
+        model = build(backend, arch, device=device)
+        model.load_weights(weights)
+        found = deviation(model.predict(x), expected)
+        print(f"{family} {name} in {backend}: {found:.1e}")
+        assert found <= (ROUNDING if name == "resnet50" else DEEP_ROUNDING)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
