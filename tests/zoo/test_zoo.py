@@ -41,7 +41,7 @@ from tests.test_architecture import PUBLISHED
 DEEP_ROUNDING = 1e-11  # logits of a hundred layers and more; gradients of fifty
 
 TIMES_THE_FILE = 3  # the memory that the conversion of a ResNet-152 may take
-MOST_SECONDS = 15  # 5 on a quiet machine
+MOST_SECONDS = 10  # 5 on a quiet machine
 
 NETWORKS: dict[str, tuple[Callable[[], Any], str, float]] = {
     "torchvision resnet50": (lambda: torchvision().models.resnet50(), "resnet50", ROUNDING),
