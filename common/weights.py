@@ -27,6 +27,13 @@ STATISTICS = ("running_mean", "running_var")
 SUMS = ("header_sha256", "tensors_sha256")
 
 
+def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The numbers of these bits, which NumPy does not know: they are the upper half of a float32's."""
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
+
+
 def is_statistic(name: str) -> bool:
     """Whether a canonical name is a running statistic, which no gradient moves."""
     return name.endswith(STATISTICS)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from common.errors import BadInput, MissingFile
 from common.files import write_atomically
-from common.weights import some
+from common.weights import from_bfloat16, some
 
 COLLECTIONS = ("params/", "batch_stats/")
 TYPES = {"float16": "<f2", "float32": "<f4", "float64": "<f8", "bfloat16": "<u2"}
@@ -138,8 +138,8 @@ def _array(leaf: Any) -> tuple[str, NDArray]:
     if kind not in TYPES:
         raise BadInput(f"which is {_shown(kind)}, not float16, bfloat16, float32 or float64")
     values = np.frombuffer(content, TYPES[kind])
-    if kind == "bfloat16":  # the upper half of a float32
-        values = (values.astype(np.uint32) << 16).view(np.float32)
+    if kind == "bfloat16":
+        values = from_bfloat16(values)
     return kind, _shaped(values, shape).copy()
 
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from common.errors import BadInput, MissingFile
 from common.files import write_atomically
+from common.weights import from_bfloat16
 
 LIST_MAGIC = 0x112
 # An array saved without NumPy semantics is V2, with them V3. V1 has no storage type, and what MXNet
@@ -130,11 +131,7 @@ def _read_array(file: BufferedReader, size: int) -> tuple[NDArray, bool]:
     except (MemoryError, ValueError):  # a ValueError where one dimension is 0 and another 2⁶²
         raise BadInput("its shape does not fit into memory; take another copy") from None
     file.readinto(array.data)  # were the file cut meanwhile, there would be no names
-    if flag != BFLOAT16:
-        return array, False
-    upper = array.astype("<u4")
-    upper <<= 16
-    return upper.view("<f4"), True
+    return (from_bfloat16(array), True) if flag == BFLOAT16 else (array, False)
 
 
 def _read_name(file: BufferedReader) -> str:

@@ -24,6 +24,7 @@ from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto, BundleH
 
 from common.errors import BadInput, MissingFile
 from common.files import cannot_write, write_atomically
+from common.weights import from_bfloat16
 
 HDF5, ZIP, TABLE = (
     b"\x89HDF\r\n\x1a\n",
@@ -335,8 +336,8 @@ class _HDF5:
         if self._bytes_left < 0:
             raise BadInput("its tensors lie on top of each other; save the model again")
         array = np.frombuffer(self._data[begin : begin + length], dtype).reshape(shape)
-        if dtype.kind == "V":  # the upper half of a float32
-            return (array.view("<u2").astype(np.uint32) << 16).view(np.float32), True
+        if dtype.kind == "V":
+            return from_bfloat16(array.view("<u2")), True
         return array.astype(dtype.newbyteorder("=")), False
 
     def texts(self, attribute: tuple[int, int, int]) -> list[str]:

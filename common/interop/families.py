@@ -72,7 +72,7 @@ class Family:
 
     Attributes:
         framework: whose `files.py` writes their files, and whose `families.py` builds their networks.
-        library: the package that has these networks.
+        package: the one that has these networks.
         suffixes: of the files they load; "" is a folder, or several files of one beginning.
         words: of their tensors.
         stem: its convolution and norm.
@@ -87,11 +87,11 @@ class Family:
         any_head: whether the dense layer may have any name.
         by_depth: whether they load by the order of layers, which is that of Keras: by depth in the graph.
         config: the axes that a config.json beside the tensors says; None where there is no such file.
-        install: what pip is told, where the library's name is not enough.
+        install: what pip is told, where the package's name is not enough.
     """
 
     framework: str
-    library: str
+    package: str
     suffixes: tuple[str, ...]
     words: Words
     stem: tuple[str, str]
@@ -202,11 +202,11 @@ def _d2l(
 
 
 def _torchvision(
-    framework: str, library: str, suffixes: tuple[str, ...], words: Words, grouped: bool
+    framework: str, package: str, suffixes: tuple[str, ...], words: Words, grouped: bool
 ) -> Family:
     return Family(
         framework,
-        library,
+        package,
         suffixes,
         words,
         stem=("conv1", "bn1"),
@@ -216,7 +216,7 @@ def _torchvision(
         shortcut=("downsample.0", "downsample.1"),
         last=lambda stages: "fc",
         grouped=grouped,
-        install=f"--no-deps {library}" if library == "gluoncv" else "",
+        install=f"--no-deps {package}" if package == "gluoncv" else "",
     )
 
 

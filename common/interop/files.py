@@ -18,7 +18,7 @@ from common.backend import BACKENDS, load_backend
 from common.errors import BadInput, MissingBackend, MissingFile
 from common.files import output_folder, write_atomically
 from common.interop.families import FAMILIES
-from common.weights import NUMPY_TYPES, open_safetensors, some, write_safetensors
+from common.weights import NUMPY_TYPES, from_bfloat16, open_safetensors, some, write_safetensors
 
 KNOWN = "a .safetensors, .pth, .pt, .bin, .h5, .keras, .msgpack or .params file, or a checkpoint's folder"
 # What transformers calls its files, by the framework that wrote them.
@@ -145,8 +145,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
             for name in halves:
                 begin, end = header[name]["data_offsets"]
                 binary.seek(8 + length + begin)
-                upper = np.frombuffer(binary.read(end - begin), "<u2")  # the upper half of a float32
-                tensors[name] = (
-                    (upper.astype(np.uint32) << 16).view(np.float32).reshape(header[name]["shape"])
-                )
+                bits = np.frombuffer(binary.read(end - begin), "<u2")
+                tensors[name] = from_bfloat16(bits).reshape(header[name]["shape"])
     return tensors, halves

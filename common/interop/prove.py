@@ -13,6 +13,7 @@ from common.architecture import Architecture
 from common.backend import load_backend
 from common.errors import BadInput, MissingBackend
 from common.interop.families import FAMILIES
+from common.proof.compare import deviation, worst
 from common.weights import Weights
 
 SIZES = ((65, 97), (64, 96))  # odd and even: padding shows at one of them
@@ -32,11 +33,10 @@ def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
     theirs = FAMILIES[family]
     try:
         own = load_backend(theirs.framework).own_network(family, arch, path)
-        library = f"{theirs.library} {version(theirs.library)}"
+        release = f"{theirs.package} {version(theirs.package)}"
     except ImportError as error:
-        name = theirs.library.replace("_", "-")
         raise MissingBackend(
-            f"--prove takes {name} ({error}); run: pip install {theirs.install or name}"
+            f"--prove takes {theirs.package} ({error}); run: pip install {theirs.install or theirs.package}"
         ) from None
     oracle = load_backend("oracle").build(arch)
     oracle.load_weights(weights)
@@ -45,14 +45,14 @@ def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
     for height, width in SIZES:
         x = np.random.default_rng(0).random((2, arch.in_channels, height, width))
         ours, logits = oracle.predict(x), own(x)
-        found.append(float(np.linalg.norm(logits - ours) / np.linalg.norm(ours)))
+        found.append(deviation(logits, ours))
     depth = sum(len(block.chain) for stage in arch.blocks() for block in stage) + 2
     bound = BOUNDS[logits.dtype.name] * (10 if depth >= DEEP and logits.dtype == np.float64 else 1)
     off = f"{found[0]:.1e} at 65×97 and {found[1]:.1e} at 64×96"
-    if not max(found) <= bound:
+    if not worst(found) <= bound:
         raise BadInput(f"not proven: the logits are off by {off} from those of {family}'s own network")
     python = ".".join(map(str, sys.version_info[:3]))
     return (
         f"logits within {off} of {family}'s own network in {logits.dtype}; "
-        f"{library}, NumPy {np.__version__}, Python {python}, {datetime.now(UTC):%Y-%m-%d}"
+        f"{release}, NumPy {np.__version__}, Python {python}, {datetime.now(UTC):%Y-%m-%d}"
     )

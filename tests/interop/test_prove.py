@@ -17,7 +17,7 @@ from common.errors import BadInput
 from common.interop.convert import from_family, to_family
 from common.interop.files import read_tensors, write_tensors
 from common.interop.prove import prove
-from tests.helpers import one_line
+from tests.helpers import built, one_line
 from tests.interop.families import state
 from tests.interop.test_convert import (
     SOURCES,
@@ -93,6 +93,20 @@ def test_a_network_that_computes_something_else_is_not_proven(tmp_path: Path) ->
         with pytest.raises(BadInput) as error:
             prove("timm", arch, weights, path)
         one_line(error, "not proven: the logits are off by")
+
+
+def test_a_network_of_nan_is_not_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = from_family(state(model_of("timm basic")), "timm")
+    oracle = built("oracle", found.arch)
+    oracle.load_weights(found.tensors)
+
+    def logits(x: np.ndarray) -> np.ndarray:
+        return oracle.predict(x) * (np.nan if x.shape[2] == 64 else 1)  # at the second size
+
+    monkeypatch.setattr("common.backend.Backend.own_network", lambda *_: logits)
+    with pytest.raises(BadInput) as error:
+        prove("timm", found.arch, found.tensors, tmp_path)
+    one_line(error, "not proven: the logits are off by 0.0e+00 at 65×97 and nan at 64×96")
 
 
 def test_nothing_is_written_where_nothing_is_proven(
