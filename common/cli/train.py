@@ -9,11 +9,23 @@ from typing import Annotated, Any
 
 import typer
 
-from common.architecture import architecture
+from common.architecture import Architecture, architecture
 from common.backend import BACKENDS, Model, load_backend
-from common.cli.options import Arch, Compile, Data, Device, Precision, check_device, check_precision
+from common.cli.options import (
+    Arch,
+    Compile,
+    Data,
+    Device,
+    NumWorkers,
+    Precision,
+    SkipBad,
+    ValShare,
+    check_device,
+    check_precision,
+)
 from common.errors import BadInput
 from common.proof.workers import quiet
+from common.weights import some
 
 
 def train(
@@ -25,7 +37,10 @@ def train(
     ] = "torch",
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    resize: Annotated[int, typer.Option(help="Height and width the network sees.")] = 96,
+    resize: Annotated[
+        int | None,
+        typer.Option(help="Height and width the network sees. Default: 96; of a folder of images 224."),
+    ] = None,
     lr: Annotated[float, typer.Option(help="Learning rate, at its highest.")] = 0.01,
     momentum: Annotated[float, typer.Option(help="Share of the velocity a step keeps.")] = 0.0,
     weight_decay: Annotated[float, typer.Option(help="Share of the weights added to the gradient.")] = 0.0,
@@ -39,6 +54,18 @@ def train(
     device: Device = "cpu",
     compile: Compile = False,
     data: Data = None,
+    val_share: ValShare = None,
+    normalize: Annotated[
+        str | None, typer.Option(help="imagenet or none, for a folder of images. Default: imagenet.")
+    ] = None,
+    skip_bad: SkipBad = False,
+    num_workers: NumWorkers = 0,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT", help="Start from these weights, converted or ours, not from new ones."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Folder of the run. Default: a new runs/ARCH-BACKEND-N."),
@@ -48,23 +75,30 @@ def train(
     ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files, too.")] = False,
 ) -> None:
-    """Train on Fashion-MNIST; keep checkpoints, history and curves in a folder.
+    """Train on Fashion-MNIST or a folder of images; keep checkpoints, history and curves in a folder.
 
     Ctrl-C finishes the step, saves and says how to go on. Exits with 0 when all epochs are done, 1 if the
     run diverged, 2 if the question makes no sense, 130 after Ctrl-C.
     """
     from common import training
-    from common.data import FashionMNIST
-    from common.training.runs import Settings, new_folder, read_settings
-    from common.weights import initial_weights
+    from common.data import FashionMNIST, ImageFolder, is_image_folder
+    from common.training.runs import Run, Settings, is_run, new_folder, read_settings
+    from common.training.starting import pretrained
+    from common.weights import initial_weights, load_checkpoint
 
-    network = architecture(arch)
+    architecture(arch)  # speaks up if there is none of this name
+    is_folder = data is not None and is_image_folder(data)
+    if not is_folder and (normalize or val_share or skip_bad or num_workers):
+        raise BadInput(
+            "--normalize, --val-share, --skip-bad and --num-workers are for a folder of images; "
+            "give one with --data"
+        )
+    size = resize or (224 if is_folder else 96)
     options: dict[str, Any] = {
         "backend": backend,
-        "architecture": network.to_json(),
         "epochs": epochs,
         "batch_size": batch_size,
-        "resize": (resize, resize),
+        "resize": (size, size),
         "lr": lr,
         "momentum": momentum,
         "weight_decay": weight_decay,
@@ -77,7 +111,11 @@ def train(
         "seed": seed,
         "limit_train": limit_train,
         "limit_val": limit_val,
+        "normalize": normalize or ("imagenet" if is_folder else "none"),
+        "val_share": val_share,
+        "skip_bad": skip_bad,
     }
+    began_with: dict[str, Any] = {}
     if resume:
         if out is None:
             raise BadInput("--resume needs --out RUN, the folder of the run to go on with")
@@ -91,25 +129,53 @@ def train(
         load_backend(name)
     check_device(options["device"])
     check_precision(options["precision"])
-    images = FashionMNIST(
-        options["batch_size"],
-        options["resize"],
-        augment=options["augment"],
-        limit_train=options["limit_train"],
-        limit_val=options["limit_val"],
-        seed=options["seed"],
-        directory=data,
-    )
-    settings = Settings(**options, data=images.size)
+    shared = {name: options[name] for name in ("augment", "limit_train", "limit_val", "seed")}
+    images: FashionMNIST | ImageFolder
+    if is_folder and data:
+        images = ImageFolder(
+            data,
+            options["batch_size"],
+            options["resize"],
+            normalize=options["normalize"],
+            val_share=options["val_share"],
+            skip_bad=options["skip_bad"],
+            num_workers=num_workers,
+            **shared,
+        )
+        if images.skipped:
+            typer.echo(
+                f"leaving out {len(images.skipped):,} files that are no images: {some(list(images.skipped))}"
+            )
+    else:
+        images = FashionMNIST(options["batch_size"], options["resize"], directory=data, **shared)
+
+    if weights:
+        in_channels = load_checkpoint(weights)[0].in_channels
+    elif resume:
+        in_channels = Architecture.from_json(began_with["architecture"]).in_channels
+    else:
+        in_channels = 3 if is_folder else 1
+    network = architecture(arch, in_channels=in_channels, num_classes=len(images.classes))
+    start, sha256 = None, began_with.get("weights", "")
+    if weights:
+        start, sha256, said = pretrained(weights, network, options["seed"])
+        typer.echo(said)
+    settings = Settings(**options | images.settings(), architecture=network.to_json(), weights=sha256)
 
     folder = out or new_folder(f"{arch}-{settings.backend}")
     again = f"resnet-tabs train {arch} --out {shlex.quote(str(folder))} --resume"
-    if data:
-        again += f" --data {shlex.quote(str(data))}"
+    for name, path in (("data", data), ("weights", weights)):
+        if path:
+            again += f" --{name} {shlex.quote(str(path))}"
 
     def build(name: str) -> Model:
+        run = folder / name if settings.backend == "all" else folder
+        if settings.weights and start is None and not (is_run(run) and Run.load(run)[1]):
+            raise BadInput(
+                f"{run} has no checkpoint yet; give the weights it starts from again, with --weights"
+            )
         model = load_backend(name).build(network, settings.precision, settings.device, settings.compile)
-        model.load_weights(initial_weights(network, settings.seed))
+        model.load_weights(start or initial_weights(network, settings.seed))
         return model
 
     with quiet(f"go on with: {again}"):  # frameworks have much to say

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import pickle
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from queue import SimpleQueue
@@ -164,6 +167,36 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
         # The thread is not joined: when the interpreter ends, that would wait for ever.
         closed = True
         taken.put(None)
+
+
+def read_ahead(batches: Sequence[Batch], start: int = 0, num_workers: int = 0) -> Iterator[Batch]:
+    """The batches from number `start` on, got ready before their time: in threads, or in so many processes.
+
+    An error of a batch is raised here, in its turn.
+    """
+    import grain  # takes a second or two where it finds JAX
+    from absl import flags
+
+    if start == len(batches):
+        return
+    at_once = min(os.cpu_count() or 1, 8)
+    ahead = grain.ReadOptions(num_threads=at_once, prefetch_buffer_size=at_once)
+    ready = grain.MapDataset.source(batches)[start:]
+    if num_workers:
+        flags.FLAGS.mark_as_parsed()  # Grain reads one of its own, which only an absl program parses
+        # Arrays would travel in shared memory, of which containers have little and Grain leaves some behind.
+        processes = grain.multiprocessing.MultiprocessingOptions(num_workers)
+        iterator = iter(
+            ready.map(pickle.dumps).to_iter_dataset(ahead).mp_prefetch(processes).map(pickle.loads)
+        )
+    else:
+        iterator = iter(ready.to_iter_dataset(ahead))
+    atexit.register(iterator.close)  # for one left half-way; while modules are taken down it is too late
+    try:
+        yield from iterator
+    finally:
+        atexit.unregister(iterator.close)
+        iterator.close()
 
 
 def check_whole(name: str, value: object, least: int) -> None:

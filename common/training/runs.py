@@ -67,6 +67,9 @@ class Settings:
         data: which images, in words; `limit_train` and `limit_val` take the first so many.
         resize: height and width the network sees.
         compile: whether PyTorch compiles its network, as the others always do.
+        classes: names of an image folder's classes, which the checkpoints keep; else none.
+        normalize: "imagenet" or "none", as `data.ImageFolder` has it; `val_share` and `skip_bad`, too.
+        weights: SHA-256 of the weights the run starts from; empty where they are drawn from the seed.
     """
 
     backend: str
@@ -87,9 +90,14 @@ class Settings:
     limit_val: int | None
     data: str
     compile: bool = False
+    classes: tuple[str, ...] = ()
+    normalize: str = "none"
+    val_share: float | None = None
+    skip_bad: bool = False
+    weights: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("resize", "augment"):  # lists, from JSON
+        for name in ("resize", "augment", "classes"):  # lists, from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, least in (("epochs", 1), ("momentum", 0), ("weight_decay", 0), ("warmup_epochs", 0)):
             if not least <= getattr(self, name) < np.inf:
@@ -103,12 +111,23 @@ class Settings:
                 f"warmup_epochs ({self.warmup_epochs}) leaves the cosine none of {self.epochs} epochs"
             )
 
+    def metadata(self) -> dict[str, str]:
+        """What a checkpoint says of an image folder: its classes, and how images are prepared."""
+        if not self.classes:
+            return {}
+        return {
+            "classes": json.dumps(self.classes, ensure_ascii=False),
+            "normalize": self.normalize,
+            "resize": json.dumps(self.resize),
+        }
+
     def differences(self, other: Settings) -> list[str]:
         """One line for each setting that is not the same: "lr is 0.1, not 0.01"."""
         return [
             f"{field.name} is {getattr(self, field.name)}, not {getattr(other, field.name)}"
             for field in dataclasses.fields(self)
-            if getattr(self, field.name) != getattr(other, field.name)
+            if field.name != "classes"  # which `data` speaks for
+            and getattr(self, field.name) != getattr(other, field.name)
         ]
 
 
@@ -286,7 +305,7 @@ class Run:
         self._append(b"", lasting=True)
         self._rename("last", "previous")
         path = self.folder / "last.safetensors"
-        save_checkpoint(path, self.arch, weights)
+        save_checkpoint(path, self.arch, weights, self.settings.metadata())
         metadata = {
             "position": json.dumps(dataclasses.asdict(position)),
             "weights_sha256": load_metadata(path)["tensors_sha256"],
@@ -297,7 +316,7 @@ class Run:
     def save_best(self, weights: Weights, position: Position) -> None:
         """Write the weights that validated best so far."""
         self._check_finite(weights, position)
-        save_checkpoint(self.folder / "best.safetensors", self.arch, weights)
+        save_checkpoint(self.folder / "best.safetensors", self.arch, weights, self.settings.metadata())
 
     def _check_finite(self, weights: Weights, position: Position) -> None:
         if not all(np.isfinite(array).all() for array in weights.values()):

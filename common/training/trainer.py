@@ -9,14 +9,14 @@ from typing import Any
 from rich.console import Console
 
 from common.backend import Model, load_backend
-from common.data import FashionMNIST
+from common.data import DataModule
 from common.errors import BadInput
 from common.training.loop import train
 from common.training.runs import Record, Settings, new_folder
 
 
 class Trainer:
-    """Trains one of a package's networks on Fashion-MNIST, in float32.
+    """Trains one of a package's networks on Fashion-MNIST or a folder of images, in float32.
 
     Every step is the package's `train_step`. A network without weights starts from those of seed 0, so
     that the four packages train the same run; one that has weights goes on from them.
@@ -58,7 +58,7 @@ class Trainer:
         self.schedule, self.warmup_epochs = schedule, warmup_epochs
         self.out, self.resume, self.tensorboard = out, resume, tensorboard
 
-    def fit(self, model: Any, data: FashionMNIST) -> None:
+    def fit(self, model: Any, data: DataModule) -> None:
         """Train `model`, a network of this package, on `data`, at the network's own learning rate.
 
         Raises:

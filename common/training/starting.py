@@ -1,0 +1,38 @@
+"""The weights a run starts from, where they are not drawn: somebody's checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from common.architecture import ZOO, Architecture, architecture
+from common.errors import BadInput
+from common.weights import Weights, initial_weights, load_checkpoint, tensors_sha256
+
+
+def pretrained(path: Path, arch: Architecture, seed: int) -> tuple[Weights, str, str]:
+    """Weights for a network from a checkpoint, their SHA-256, and in words what is new.
+
+    Where the checkpoint tells another number of classes, the last layer is drawn from the seed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the checkpoint is damaged, or of another network.
+    """
+    own, weights = load_checkpoint(path)
+    if dataclasses.replace(own, num_classes=arch.num_classes) != arch:
+        raise BadInput(f"{path} is of another network{_name(own)}; train that one, or give its checkpoint")
+    said = f"starting from {path}"
+    if own.num_classes != arch.num_classes:
+        drawn = initial_weights(arch, seed)
+        weights |= {name: drawn[name] for name in ("last.weight", "last.bias")}
+        said += f": {arch.num_classes} classes, not its {own.num_classes}, so the last layer is new"
+    return weights, tensors_sha256(weights), said
+
+
+def _name(arch: Architecture) -> str:
+    """What the zoo calls it, if it does."""
+    for name in ZOO:
+        if architecture(name, in_channels=arch.in_channels, num_classes=arch.num_classes) == arch:
+            return f", {name} of {arch.in_channels} channels"
+    return ""
