@@ -63,7 +63,7 @@ def evaluate(
     """
     from common import training
     from common.data import FashionMNIST, is_image_folder
-    from common.data.folder import Batches, check_readable, evaluation_images, without_bad
+    from common.data.folder import THREADS, FileBatches, check_readable, evaluation_images, without_bad
     from common.data.pipeline import read_ahead
     from common.training import confusion
     from common.training.progress import track
@@ -85,7 +85,7 @@ def evaluate(
                 typer.echo(f"leaving out {len(skipped):,} files that are no images: {some(list(skipped))}")
         check_readable(images)
         images = images.first(limit_val)
-        batches = Batches(images, batch_size, size, normalize, "float32", network.in_channels)
+        batches = FileBatches(images, batch_size, size, normalize, "float32", network.in_channels)
         source, count = str(folder), len(batches)
     elif dataset == imagenet.NAME:
         raise BadInput(f"{path} is of {dataset}; give a folder of images with --data, or try predict")
@@ -98,7 +98,7 @@ def evaluate(
         model = load_backend(name).build(network, precision, device, compile)
         model.load_weights(weights)
         if images:
-            dealt = read_ahead(batches, num_workers=num_workers)
+            dealt = read_ahead(batches, 0, THREADS, num_workers)
         else:
             dealt = fashion.val_dataloader(model.dtype, network.in_channels)
         found = training.evaluate(model, track(dealt, "evaluating", count))

@@ -12,7 +12,7 @@ from common.data.fashion_mnist import (
 )
 from common.data.folder import ImageFolder, is_image_folder
 from common.data.module import DataModule
-from common.data.pipeline import Batch, batches, crop, flip, prefetch, resize
+from common.data.pipeline import Batch, batches, crop, flip, read_ahead, resize
 
 __all__ = [
     "CLASSES",
@@ -28,7 +28,7 @@ __all__ = [
     "flip",
     "full",
     "is_image_folder",
-    "prefetch",
+    "read_ahead",
     "resize",
     "sample",
     "write_images",

@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from common.architecture import Architecture, Shape
 from common.data.module import DataModule
-from common.data.pipeline import Batch, batches, prefetch
+from common.data.pipeline import ArrayBatches, Batch, batches, read_ahead
 from common.errors import BadInput, MissingFile
 from common.files import cannot_write, output_folder, write_atomically
 
@@ -115,8 +115,11 @@ class FashionMNIST(DataModule):
     def val_dataloader(self, dtype: str = "float32", channels: int = 1) -> Iterator[Batch]:
         return self._deal(*self.val, shuffle=False, dtype=dtype, channels=channels)
 
-    def _deal(self, images: NDArray[np.uint8], labels: NDArray[np.uint8], **options: Any) -> Iterator[Batch]:
-        return prefetch(batches(images, labels, self.batch_size, self.seed, size=self.resize, **options))
+    def _deal(
+        self, images: NDArray[np.uint8], labels: NDArray[np.uint8], start: int = 0, **options: Any
+    ) -> Iterator[Batch]:
+        batches = ArrayBatches(images, labels, self.batch_size, self.seed, size=self.resize, **options)
+        return read_ahead(batches, start)
 
 
 def sample() -> Dataset:

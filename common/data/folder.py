@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import Progress
@@ -27,7 +26,11 @@ from common.errors import BadInput, MissingFile
 from common.files import write_atomically
 from common.weights import some
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+THREADS = min(os.cpu_count() or 1, 8)  # that decode; Pillow lets them run side by side
 VAL_SHARE = 0.1  # of the images, where no folder says which are for validation
 
 
@@ -124,20 +127,14 @@ class ImageFolder(DataModule):
         self, epoch: int = 0, start: int = 0, dtype: str = "float32", channels: int = 3
     ) -> Iterator[Batch]:
         check_whole("epoch", epoch, 0)
-        check_whole("start", start, 0)
-        if start > self.num_train_batches:
-            raise BadInput(
-                f"start {start} is beyond the epoch's {self.num_train_batches} batches; "
-                f"give {self.num_train_batches} or less"
-            )
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.train))
-        batches = Batches(self.train, self.batch_size, self.resize, self.normalize, dtype, channels)
+        batches = FileBatches(self.train, self.batch_size, self.resize, self.normalize, dtype, channels)
         batches.shuffle(order, self.augment, self.seed, epoch)
-        return read_ahead(batches, start, self.num_workers)
+        return read_ahead(batches, start, THREADS, self.num_workers)
 
     def val_dataloader(self, dtype: str = "float32", channels: int = 3) -> Iterator[Batch]:
-        batches = Batches(self.val, self.batch_size, self.resize, self.normalize, dtype, channels)
-        return read_ahead(batches, 0, self.num_workers)
+        batches = FileBatches(self.val, self.batch_size, self.resize, self.normalize, dtype, channels)
+        return read_ahead(batches, 0, THREADS, self.num_workers)
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {
@@ -147,7 +144,7 @@ class ImageFolder(DataModule):
         }
 
 
-class Batches(Sequence[Batch]):
+class FileBatches(Sequence[Batch]):
     """Images in batches, made when they are asked for; in validation's order and form until shuffled."""
 
     def __init__(
@@ -204,7 +201,7 @@ class Batches(Sequence[Batch]):
         return random_flip(prepared, flipping) if "flip" in self.augment else prepared
 
 
-def prepare(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+def prepare(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     """An image as evaluation has it, uint8 (height, width, C); one that has the size is taken as it is."""
     return pixels(image) if image.size == size[::-1] else centre_crop(image, size)
 
@@ -288,12 +285,14 @@ def find_images(root: Path, known: Sequence[str] | None = None) -> Images:
     return Images(root, names, np.array([numbers[name] for _, name in files], np.int32), classes)
 
 
-def read_image(path: Path, quickly: bool = False) -> Image.Image:
+def read_image(path: Path, quickly: bool = False) -> Image:
     """The image in a file, turned as its EXIF says; of an animation, the first. `quickly`, a small one.
 
     Whatever Pillow raises: a damaged file can make it raise anything. Images of so many pixels that they
     would fill the memory are refused by it.
     """
+    from PIL import Image, ImageOps
+
     with Image.open(path) as image:
         if quickly:
             image.draft("RGB", (1, 1))  # a JPEG at an eighth of its size, all of it read

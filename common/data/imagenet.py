@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image, Resampling
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 NAME = "imagenet"  # under "dataset" in a checkpoint's metadata
 NUM_CLASSES = 1000
@@ -43,6 +46,8 @@ def centre_crop(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     The shorter side is brought to 8/7 of its size (256 for 224), and the centre is cut out (He et al. 2015,
     section 4.1: single crop).
     """
+    from PIL.Image import Resampling
+
     height, width = size
     if image.width * height >= image.height * width:  # as wide as the size or wider
         tall = height * 8 // 7
@@ -62,6 +67,8 @@ def random_resized_crop(
     Its area is 8 % to all of the image's, its shape 3:4 to 4:3 (Szegedy et al. 2014, section 6). After ten
     draws that do not fit it is the largest central part of such a shape.
     """
+    from PIL.Image import Resampling
+
     height, width = size
     box = _random_box(image.width, image.height, generator)
     return pixels(image.resize((width, height), Resampling.BILINEAR, box=box))
