@@ -100,16 +100,10 @@ def open_checkpoint(
     path: Path, resize: int | None
 ) -> tuple[Path, Architecture, Weights, tuple[int, int], str]:
     """The checkpoint meant, its architecture and weights, and the size and data set of its images."""
-    from common.training.runs import is_run, read_settings
+    from common.training.runs import checkpoint_file, is_run, read_settings
     from common.weights import load_checkpoint, load_metadata
 
-    if path.is_dir():
-        settings = read_settings(path)
-        if settings.backend == "all":
-            raise BadInput(f"{path} has four runs; name one of them, such as {path / 'torch'}")
-        path = path / "best.safetensors"
-        if not path.is_file():
-            raise BadInput(f"{path.parent} has no finished epoch yet; give {path.with_stem('last')}")
+    path = checkpoint_file(path)
     network, weights = load_checkpoint(path)
     dataset = load_metadata(path).get("dataset", "")
     if dataset == imagenet.NAME and (network.in_channels, network.num_classes) != (3, imagenet.NUM_CLASSES):

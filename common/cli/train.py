@@ -63,7 +63,8 @@ def train(
     weights: Annotated[
         Path | None,
         typer.Option(
-            metavar="CHECKPOINT", help="Start from these weights, converted or ours, not from new ones."
+            metavar="CHECKPOINT",
+            help="Start from these weights, converted or ours; a file, or a run's folder.",
         ),
     ] = None,
     out: Annotated[
@@ -82,7 +83,7 @@ def train(
     """
     from common import training
     from common.data import FashionMNIST, ImageFolder, is_image_folder
-    from common.training.runs import Run, Settings, is_run, new_folder, read_settings
+    from common.training.runs import Run, Settings, checkpoint_file, is_run, new_folder, read_settings
     from common.training.starting import pretrained
     from common.weights import initial_weights, load_checkpoint
 
@@ -150,7 +151,7 @@ def train(
         images = FashionMNIST(options["batch_size"], options["resize"], directory=data, **shared)
 
     if weights:
-        in_channels = load_checkpoint(weights)[0].in_channels
+        in_channels = load_checkpoint(checkpoint_file(weights))[0].in_channels
     elif resume:
         in_channels = Architecture.from_json(began_with["architecture"]).in_channels
     else:

@@ -384,6 +384,23 @@ def is_finished(folder: str | os.PathLike[str]) -> bool:
     return checkpoint is not None and checkpoint.position.epoch >= run.settings.epochs
 
 
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint meant by a path: the file, or of a run's folder the weights that validated best.
+
+    Raises:
+        FileNotFoundError: if the folder is not a run.
+        ValueError: if the run has no such weights.
+    """
+    if not path.is_dir():
+        return path
+    if read_settings(path).backend == "all":
+        raise BadInput(f"{path} has four runs; name one of them, such as {path / 'torch'}")
+    best = path / "best.safetensors"
+    if not best.is_file():
+        raise BadInput(f"{path} has no finished epoch yet; give {path / 'last.safetensors'}")
+    return best
+
+
 def new_folder(name: str) -> Path:
     """The first of runs/NAME-1, runs/NAME-2, … that is not there."""
     number = 1

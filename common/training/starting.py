@@ -7,11 +7,12 @@ from pathlib import Path
 
 from common.architecture import ZOO, Architecture, architecture
 from common.errors import BadInput
+from common.training.runs import checkpoint_file
 from common.weights import Weights, initial_weights, load_checkpoint, tensors_sha256
 
 
 def pretrained(path: Path, arch: Architecture, seed: int) -> tuple[Weights, str, str]:
-    """Weights for a network from a checkpoint, their SHA-256, and in words what is new.
+    """Weights for a network from a checkpoint or a run, their SHA-256, and in words what is new.
 
     Where the checkpoint tells another number of classes, the last layer is drawn from the seed.
 
@@ -19,6 +20,7 @@ def pretrained(path: Path, arch: Architecture, seed: int) -> tuple[Weights, str,
         FileNotFoundError: if there is no such file.
         ValueError: if the checkpoint is damaged, or of another network.
     """
+    path = checkpoint_file(path)
     own, weights = load_checkpoint(path)
     if dataclasses.replace(own, num_classes=arch.num_classes) != arch:
         raise BadInput(f"{path} is of another network{_name(own)}; train that one, or give its checkpoint")

@@ -12,7 +12,8 @@ from common.backend import Model, load_backend
 from common.data import DataModule
 from common.errors import BadInput
 from common.training.loop import train
-from common.training.runs import Record, Settings, new_folder
+from common.training.runs import Record, Settings, new_folder, read_settings
+from common.training.starting import pretrained
 
 
 class Trainer:
@@ -25,6 +26,8 @@ class Trainer:
         max_epochs: passes over the training images.
         num_gpus: 1 trains on the GPU where there is one, and says so where there is none.
         momentum, weight_decay, schedule, warmup_epochs: as in `resnet-tabs train`.
+        weights: a checkpoint, converted or ours, to start from; of another number of classes, all but its last
+            layer. A run that goes on needs none.
         out: folder for checkpoints, history and curves; by default the next free runs/NAME-N.
         resume: go on with the run in `out`.
         tensorboard: write event files there, too.
@@ -45,6 +48,7 @@ class Trainer:
         weight_decay: float = 0.0,
         schedule: str = "constant",
         warmup_epochs: int = 0,
+        weights: str | os.PathLike[str] | None = None,
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
         tensorboard: bool = False,
@@ -56,6 +60,7 @@ class Trainer:
         self.max_epochs, self.num_gpus = max_epochs, num_gpus
         self.momentum, self.weight_decay = momentum, weight_decay
         self.schedule, self.warmup_epochs = schedule, warmup_epochs
+        self.weights = weights
         self.out, self.resume, self.tensorboard = out, resume, tensorboard
 
     def fit(self, model: Any, data: DataModule) -> None:
@@ -66,6 +71,13 @@ class Trainer:
             ValueError: if network, settings, data and folder do not fit together.
         """
         wrapped = self._wrap(model)
+        began = ""
+        if self.weights:
+            start, began, said = pretrained(Path(self.weights), wrapped.arch, data.seed)
+            wrapped.load_weights(start)
+            Console().print(said, highlight=False, soft_wrap=True)
+        elif self.resume and self.out:
+            began = read_settings(self.out).weights
         name = type(model).__name__.lower()
         folder = Path(self.out) if self.out else new_folder(f"{name}-{self.backend}")
         settings = Settings(
@@ -79,6 +91,7 @@ class Trainer:
             warmup_epochs=self.warmup_epochs,
             precision="float32",
             device=wrapped.device,
+            weights=began,
             **data.settings(),
         )
         again = f"Trainer(..., out={str(folder)!r}, resume=True).fit(model, data)"
