@@ -26,8 +26,8 @@ class Trainer:
         max_epochs: passes over the training images.
         num_gpus: 1 trains on the GPU where there is one, and says so where there is none.
         momentum, weight_decay, schedule, warmup_epochs: as in `resnet-tabs train`.
-        weights: a checkpoint, converted or ours, to start from; of another number of classes, all but its last
-            layer. A run that goes on needs none.
+        weights: a checkpoint, converted or ours, to start from; where it has another number of classes, all
+            but its last layer. A run that goes on needs none.
         out: folder for checkpoints, history and curves; by default the next free runs/NAME-N.
         resume: go on with the run in `out`.
         tensorboard: write event files there, too.
