@@ -100,7 +100,9 @@ class Model(contract.Model):
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_share"]
         X, Y = self._images_in(x), self._tensor(y).long()
-        loss, logits = train_step(self._net, self._optimizer, X, Y, self.bfloat16, recipe)
+        loss, logits = train_step(
+            self._net, self._optimizer, X, Y, self.bfloat16, recipe.label_smoothing, recipe.freeze
+        )
         if recipe.ema:
             update_average(list(self._average.values()), list(self._tensors.values()), recipe.ema)
         correct = count_correct(logits, Y)

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import common.training
-from common.recipe import PLAIN, Recipe
 from common.summary import layer_line
 
 
@@ -41,7 +40,7 @@ class Classifier(nn.Module):
         lr_backbone: float = 1.0,
         freeze: str = "",
     ) -> torch.optim.SGD:
-        """SGD at the network's learning rate; each group keeps its share of it. Arguments: see `Recipe`."""
+        """SGD at the network's learning rate; each group keeps its share. Arguments as in `common.recipe`."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             is_last = name.startswith("net.last.")
@@ -93,7 +92,12 @@ def frozen_backbone(model: Classifier) -> Iterator[None]:
 
 
 def loss_and_gradients(
-    model: Classifier, X: Tensor, Y: Tensor, bfloat16: bool = False, recipe: Recipe = PLAIN
+    model: Classifier,
+    X: Tensor,
+    Y: Tensor,
+    bfloat16: bool = False,
+    label_smoothing: float = 0.0,
+    freeze: str = "",
 ) -> tuple[Tensor, Tensor]:
     """Loss and logits with batch statistics; the gradients are left in each parameter's `.grad`.
 
@@ -101,11 +105,11 @@ def loss_and_gradients(
     """
     model.train()
     model.zero_grad()
-    with frozen_backbone(model) if recipe.freeze else nullcontext():
+    with frozen_backbone(model) if freeze else nullcontext():
         with autocast(X, bfloat16):
             Y_hat = model(X)
         Y_hat = Y_hat.to(X.dtype)
-        loss = model.loss(Y_hat, Y, recipe.label_smoothing)
+        loss = model.loss(Y_hat, Y, label_smoothing)
         loss.backward()
     return loss.detach(), Y_hat.detach()
 
@@ -116,10 +120,11 @@ def train_step(
     X: Tensor,
     Y: Tensor,
     bfloat16: bool = False,
-    recipe: Recipe = PLAIN,
+    label_smoothing: float = 0.0,
+    freeze: str = "",
 ) -> tuple[Tensor, Tensor]:
     """One step of the optimizer, in place; returns the loss and logits before it."""
-    loss, Y_hat = loss_and_gradients(model, X, Y, bfloat16, recipe)
+    loss, Y_hat = loss_and_gradients(model, X, Y, bfloat16, label_smoothing, freeze)
     optimizer.step()
     return loss, Y_hat
 
