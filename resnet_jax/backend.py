@@ -38,6 +38,7 @@ class Model(contract.Model):
         super().__init__(arch, dtype, device)
         self._device = _find_device(device)
         self._net = (net or ResNet(arch)).clone(training=True, dtype=jnp.dtype(dtype))
+        self._state: TrainState  # with the first weights
 
     @property
     def variables(self) -> Variables:
