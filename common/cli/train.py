@@ -31,6 +31,19 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="Share of the weights added to the gradient.")] = 0.0,
     schedule: Annotated[str, typer.Option(help="constant, or cosine: from lr down to 0.")] = "constant",
     warmup_epochs: Annotated[int, typer.Option(help="Epochs in which lr rises from 0.")] = 0,
+    label_smoothing: Annotated[float, typer.Option(help="Share of the label spread over all.")] = 0.0,
+    no_decay_norm: Annotated[
+        bool, typer.Option("--no-decay-norm", help="No weight decay on batch norm and biases.")
+    ] = False,
+    lr_backbone: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of lr for all but the classifier.")
+    ] = 1.0,
+    freeze: Annotated[
+        str, typer.Option(metavar="backbone", help="Train the classifier alone; all else stays.")
+    ] = "",
+    ema: Annotated[
+        float, typer.Option(metavar="DECAY", help="Average weights, a step keeping DECAY of the average.")
+    ] = 0.0,
     augment: Annotated[str, typer.Option(metavar="NAMES", help="flip, crop, or flip,crop.")] = "",
     precision: Precision = "float32",
     limit_train: Annotated[int | None, typer.Option(help="Only the first N training images.")] = None,
@@ -68,6 +81,11 @@ def train(
         "lr": lr,
         "momentum": momentum,
         "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "no_decay_norm": no_decay_norm,
+        "lr_backbone": lr_backbone,
+        "freeze": freeze,
+        "ema": ema,
         "schedule": schedule,
         "warmup_epochs": warmup_epochs,
         "augment": tuple(name.strip() for name in augment.split(",")) if augment else (),

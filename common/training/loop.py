@@ -174,6 +174,7 @@ class _Training:
     ) -> None:
         self.model, self.data, self.run, self.settings = model, data, run, run.settings
         self.position = Position()
+        self.recipe = dataclasses.asdict(self.settings.recipe)
         self.show = Progress(self.settings, data.num_train_batches)
         self.stopped: list[int] = []
         self.show.say(
@@ -187,9 +188,7 @@ class _Training:
             self.position = checkpoint.position
             model.load_weights(checkpoint.weights)
             if self.position.step:
-                model.load_optimizer_state(
-                    checkpoint.state, self.settings.momentum, self.settings.weight_decay
-                )
+                model.load_optimizer_state(checkpoint.state, **self.recipe)
             self.show.say(f"going on after step {self.position.step}")
         else:
             self.save()
@@ -222,7 +221,7 @@ class _Training:
         begun = None  # looked at once the next step is on its way, so that no device waits
         for number, (x, y) in enumerate(batches, position.step):
             lr = learning_rate(self.settings, number, self.data.num_train_batches)
-            found = self.model.begin_step(x, y, lr, self.settings.momentum, self.settings.weight_decay)
+            found = self.model.begin_step(x, y, lr, **self.recipe)
             before, begun = begun, Step(found, lr, len(y))
             if before:
                 self.finish(before)
@@ -254,11 +253,20 @@ class _Training:
 
     def validate(self) -> None:
         """The end of an epoch: validation, the best weights, a checkpoint, curves."""
-        position = self.position
-        batches = self.data.val_dataloader(self.model.dtype, self.run.arch.in_channels)
-        found = evaluate(self.model, self.until_stopped(batches))
+        position, averaged = self.position, {}
+        try:
+            found = self.evaluate()
+            if self.settings.ema:
+                with self.model.averaged():
+                    average = self.evaluate()
+                averaged = {"ema_val_loss": average.loss, "ema_val_accuracy": average.accuracy}
+        except Stopped:
+            self.save()  # here, where the model has its own weights again
+            raise
         if found.accuracy > position.best_accuracy:
             self.run.save_best(self.model.weights(), position)
+        if averaged:
+            self.run.save_average(self.model.averaged_weights(), position)
         self.log(
             event="epoch",
             epoch=position.epoch + 1,
@@ -267,6 +275,7 @@ class _Training:
             train_accuracy=position.correct / position.images,
             val_loss=found.loss,
             val_accuracy=found.accuracy,
+            **averaged,
             images_per_second=position.images / position.seconds,
             seconds=position.seconds,
         )
@@ -290,12 +299,15 @@ class _Training:
         self.run.save(self.model.weights(), self.model.optimizer_state(), self.position)
         self.saved_at = time.perf_counter()
 
+    def evaluate(self) -> Metrics:
+        """Loss and accuracy on the validation images, unless a signal comes."""
+        batches = self.data.val_dataloader(self.model.dtype, self.run.arch.in_channels)
+        return evaluate(self.model, self.until_stopped(batches))
+
     def until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, unless a signal comes: then a checkpoint."""
+        """The batches, unless a signal comes."""
         for batch in batches:
-            if self.stopped:
-                self.save()
-                self.stop_if_asked()
+            self.stop_if_asked()
             yield batch
 
     def stop_if_asked(self) -> None:

@@ -100,9 +100,13 @@ class Progress:
     def epoch(self, record: Record) -> None:
         """After an epoch's validation."""
         width = len(str(self.epochs))
+        averaged = ""
+        if "ema_val_loss" in record:
+            loss, accuracy = record["ema_val_loss"], record["ema_val_accuracy"]
+            averaged = f"ema val loss {loss:.4f}  ema val accuracy {accuracy:.4f}  "
         self.say(
             f"epoch {record['epoch']:{width}}/{self.epochs}  "
             f"loss {record['train_loss']:.4f}  accuracy {record['train_accuracy']:.4f}  "
-            f"val loss {record['val_loss']:.4f}  val accuracy {record['val_accuracy']:.4f}  "
+            f"val loss {record['val_loss']:.4f}  val accuracy {record['val_accuracy']:.4f}  {averaged}"
             f"lr {record['lr']:.3g}  {record['images_per_second']:,.0f} images/s  {_clock(record['seconds'])}"
         )

@@ -3,6 +3,7 @@
     run.json             the settings
     history.jsonl        one line a step and one an epoch, as they happen
     last.safetensors     the weights of the last checkpoint, best.safetensors those that validated best
+    ema.safetensors      with `ema`, the averaged weights after the last epoch
     last.optimizer.safetensors    what else it takes to go on: the optimizer's state and the position
     previous.…           the checkpoint before the last, should that be damaged
     curves.png, .svg     loss and accuracy
@@ -30,6 +31,7 @@ import numpy as np
 from common.architecture import Architecture
 from common.errors import BadInput, MissingFile, Stopped
 from common.files import cannot_write, give_second_name, output_folder, write_atomically
+from common.recipe import Recipe
 from common.weights import (
     Weights,
     load_checkpoint,
@@ -67,6 +69,8 @@ class Settings:
         data: which images, in words; `limit_train` and `limit_val` take the first so many.
         resize: height and width the network sees.
         compile: whether PyTorch compiles its network, as the others always do.
+
+    The fields that are those of a `Recipe` say here what they say there.
     """
 
     backend: str
@@ -87,11 +91,17 @@ class Settings:
     limit_val: int | None
     data: str
     compile: bool = False
+    label_smoothing: float = 0.0
+    no_decay_norm: bool = False
+    lr_backbone: float = 1.0
+    freeze: str = ""
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("resize", "augment"):  # lists, from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, least in (("epochs", 1), ("momentum", 0), ("weight_decay", 0), ("warmup_epochs", 0)):
+        _ = self.recipe  # checks its own
+        for name, least in (("epochs", 1), ("warmup_epochs", 0)):
             if not least <= getattr(self, name) < np.inf:
                 raise BadInput(f"{name} must be {least} or more, not {getattr(self, name)}")
         if not 0 < self.lr < np.inf:
@@ -102,6 +112,11 @@ class Settings:
             raise BadInput(
                 f"warmup_epochs ({self.warmup_epochs}) leaves the cosine none of {self.epochs} epochs"
             )
+
+    @property
+    def recipe(self) -> Recipe:
+        """What a step is, besides its learning rate."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
 
     def differences(self, other: Settings) -> list[str]:
         """One line for each setting that is not the same: "lr is 0.1, not 0.01"."""
@@ -296,8 +311,15 @@ class Run:
 
     def save_best(self, weights: Weights, position: Position) -> None:
         """Write the weights that validated best so far."""
+        self._save_weights("best", weights, position)
+
+    def save_average(self, weights: Weights, position: Position) -> None:
+        """Write the averaged weights of a run that has them."""
+        self._save_weights("ema", weights, position)
+
+    def _save_weights(self, name: str, weights: Weights, position: Position) -> None:
         self._check_finite(weights, position)
-        save_checkpoint(self.folder / "best.safetensors", self.arch, weights)
+        save_checkpoint(self.folder / f"{name}.safetensors", self.arch, weights)
 
     def _check_finite(self, weights: Weights, position: Position) -> None:
         if not all(np.isfinite(array).all() for array in weights.values()):

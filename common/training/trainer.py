@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from common.backend import Model, load_backend
 from common.data import FashionMNIST
 from common.errors import BadInput
+from common.recipe import Recipe
 from common.training.loop import train
 from common.training.runs import Record, Settings, new_folder
 
@@ -25,6 +27,7 @@ class Trainer:
         max_epochs: passes over the training images.
         num_gpus: 1 trains on the GPU where there is one, and says so where there is none.
         momentum, weight_decay, schedule, warmup_epochs: as in `resnet-tabs train`.
+        label_smoothing, no_decay_norm, lr_backbone, freeze, ema: as in `common.recipe.Recipe`.
         out: folder for checkpoints, history and curves; by default the next free runs/NAME-N.
         resume: go on with the run in `out`.
         tensorboard: write event files there, too.
@@ -45,6 +48,11 @@ class Trainer:
         weight_decay: float = 0.0,
         schedule: str = "constant",
         warmup_epochs: int = 0,
+        label_smoothing: float = 0.0,
+        no_decay_norm: bool = False,
+        lr_backbone: float = 1.0,
+        freeze: str = "",
+        ema: float = 0.0,
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
         tensorboard: bool = False,
@@ -54,7 +62,7 @@ class Trainer:
         if resume and out is None:
             raise BadInput("resume=True needs out, the folder of the run to go on with")
         self.max_epochs, self.num_gpus = max_epochs, num_gpus
-        self.momentum, self.weight_decay = momentum, weight_decay
+        self.recipe = Recipe(momentum, weight_decay, label_smoothing, no_decay_norm, lr_backbone, freeze, ema)
         self.schedule, self.warmup_epochs = schedule, warmup_epochs
         self.out, self.resume, self.tensorboard = out, resume, tensorboard
 
@@ -73,12 +81,11 @@ class Trainer:
             architecture=wrapped.arch.to_json(),
             epochs=self.max_epochs,
             lr=model.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
             schedule=self.schedule,
             warmup_epochs=self.warmup_epochs,
             precision="float32",
             device=wrapped.device,
+            **dataclasses.asdict(self.recipe),
             **data.settings(),
         )
         again = f"Trainer(..., out={str(folder)!r}, resume=True).fit(model, data)"
