@@ -9,7 +9,6 @@ import jax
 from flax import linen as nn
 from jax import Array, lax
 from jax import numpy as jnp
-from jax.typing import ArrayLike
 
 # Trap: XLA takes three quarters of a GPU's memory at the start; another framework may need it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -91,15 +90,6 @@ class Sequential(nn.Module):
         for name in self.order:
             X = self.layers[name](X)
         return X
-
-
-def lerp(old: Array, new: Array, share: ArrayLike) -> Array:
-    """old + share · (new − old): a moving average that keeps 1 − `share` of the old.
-
-    Trap: `optax.incremental_update` multiplies by `share` and by 1 − `share`, which do not add up to 1 once
-    they are rounded: where 0.9999 of the old is kept in float32, the average falls 0.02 % short.
-    """
-    return old + share * (new - old)
 
 
 def max_pool(X: Array, padding: str = "symmetric") -> Array:

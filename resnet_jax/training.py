@@ -13,7 +13,6 @@ from jax.typing import ArrayLike
 
 import common.training
 from common.summary import layer_line
-from resnet_jax.layers import lerp
 
 Variables = dict[str, Any]  # Flax's two trees: "params" and "batch_stats"
 
@@ -171,7 +170,7 @@ def train_step(
 @partial(jax.jit, donate_argnums=0)
 def update_average(average: Variables, variables: Variables, share: ArrayLike) -> Variables:
     """The average that keeps 1 − `share` of the old one, whose memory is given away."""
-    return jax.tree.map(partial(lerp, share=share), average, variables)
+    return optax.incremental_update(variables, average, share)
 
 
 @jax.jit

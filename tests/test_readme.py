@@ -62,7 +62,7 @@ def test_it_trains_on_a_folder_of_images(
     (code,) = blocks("python", "ImageFolder(")
     for long, short in (
         ("resnet_torch", BACKENDS[backend].module.split(".")[0]),
-        ("ResNet50", "ResNet18"),
+        ("resnet50", "resnet18"),
         ("batch_size=64, resize=(224, 224)", "batch_size=8, resize=(32, 32)"),
         ("max_epochs=10", "max_epochs=1"),
     ):

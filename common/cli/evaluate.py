@@ -28,7 +28,6 @@ from common.cli.options import (
 from common.data import imagenet
 from common.errors import BadInput
 from common.proof.workers import quiet
-from common.weights import some
 
 
 def evaluate(
@@ -63,7 +62,14 @@ def evaluate(
     """
     from common import training
     from common.data import FashionMNIST, is_image_folder
-    from common.data.folder import THREADS, FileBatches, check_readable, evaluation_images, without_bad
+    from common.data.folder import (
+        THREADS,
+        FileBatches,
+        check_readable,
+        evaluation_images,
+        leaving_out,
+        without_bad,
+    )
     from common.data.pipeline import read_ahead
     from common.training import confusion
     from common.training.progress import track
@@ -82,7 +88,7 @@ def evaluate(
         if skip_bad:
             images, skipped = without_bad(images)
             if skipped:
-                typer.echo(f"leaving out {len(skipped):,} files that are no images: {some(list(skipped))}")
+                typer.echo(leaving_out(skipped))
         check_readable(images)
         images = images.first(limit_val)
         batches = FileBatches(images, batch_size, size, normalize, "float32", network.in_channels)

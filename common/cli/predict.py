@@ -56,12 +56,11 @@ def predict(
     side to 256, the centre of 224, and the usual mean and standard deviation.
     """
     from common.data import CLASSES
-    from common.data.folder import why_bad
+    from common.data.folder import leaving_out, why_bad
     from common.data.images import find_files, read_images
     from common.files import write_atomically
     from common.oracle import softmax
     from common.training.progress import track
-    from common.weights import some
 
     name = any_backend(backend)
     check_device(device)
@@ -81,9 +80,7 @@ def predict(
         skipped = [file for file in files if file.suffix != ".npy" and why_bad(file)]
         files = [file for file in files if file not in skipped]
         if skipped:
-            typer.echo(
-                f"leaving out {len(skipped):,} files that are no images: {some([str(f) for f in skipped])}"
-            )
+            typer.echo(leaving_out(map(str, skipped)))
     names, logits = [], []
     with quiet():  # frameworks have much to say
         model = load_backend(name).build(network, precision, device)

@@ -25,7 +25,6 @@ from common.cli.options import (
 )
 from common.errors import BadInput
 from common.proof.workers import quiet
-from common.weights import some
 
 
 def train(
@@ -96,6 +95,7 @@ def train(
     """
     from common import training
     from common.data import FashionMNIST, ImageFolder, is_image_folder
+    from common.data.folder import leaving_out
     from common.training.runs import Run, Settings, checkpoint_file, is_run, new_folder, read_settings
     from common.training.starting import pretrained
     from common.weights import initial_weights, load_checkpoint
@@ -162,9 +162,7 @@ def train(
             **shared,
         )
         if images.skipped:
-            typer.echo(
-                f"leaving out {len(images.skipped):,} files that are no images: {some(list(images.skipped))}"
-            )
+            typer.echo(leaving_out(images.skipped))
     else:
         images = FashionMNIST(options["batch_size"], options["resize"], directory=data, **shared)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ class ImageFolder(DataModule):
         self.skipped: dict[str, str] = {}
         if skip_bad:
             (train, in_train), (val, in_val) = without_bad(train), without_bad(val)
-            self.skipped = {**in_train, **in_val}
+            self.skipped = in_train | in_val
         self.classes = train.classes
         self.source = str(root)
         self.size = (
@@ -161,7 +161,9 @@ class FileBatches(Sequence[Batch]):
         if channels not in (1, 3):
             raise BadInput(f"images have 3 channels, or 1 for greys, not {channels}")
         if channels == 1 and normalize != "none":
-            raise BadInput("ImageNet's mean and deviation are of 3 channels; for 1 give normalize none")
+            raise BadInput(
+                "ImageNet's mean and deviation are of 3 channels; give a network of 3, or normalize none"
+            )
         self.images, self.batch_size, self.resize = images, batch_size, resize
         self.mode = {1: "L", 3: "RGB"}[channels]
         self.levels = levels(dtype, normalize, channels)
@@ -309,14 +311,14 @@ def check_readable(images: Images) -> None:
     if bad := find_bad(images):
         first = "; ".join(f"{name} ({why})" for name, why in list(bad.items())[:10])
         more = f" and {len(bad) - 10:,} more" if len(bad) > 10 else ""
-        what = "1 file that is no image" if len(bad) == 1 else f"{len(bad):,} files that are no images"
         raise BadInput(
-            f"{images.root} has {what} that can be read: {first}{more}; replace them, or skip bad ones"
+            f"{images.root} has {_files(len(bad))} that can be read: {first}{more}; "
+            "replace them, or skip bad ones"
         )
 
 
 def without_bad(images: Images) -> tuple[Images, dict[str, str]]:
-    """Those images that can be read; and the names of the others, and why.
+    """Those images that can be read; and the paths of the others, and why.
 
     Raises:
         ValueError: if none can.
@@ -324,7 +326,19 @@ def without_bad(images: Images) -> tuple[Images, dict[str, str]]:
     bad = find_bad(images)
     if len(bad) == len(images):
         raise BadInput(f"{images.root} has no image that can be read, in {len(images):,} files")
-    return images.take([name not in bad for name in images.names]), bad
+    return images.take([name not in bad for name in images.names]), {
+        str(images.root / name): why for name, why in bad.items()
+    }
+
+
+def leaving_out(names: Iterable[str]) -> str:
+    """The line that says which files are left out."""
+    left = [str(name) for name in names]
+    return f"leaving out {_files(len(left))}: {some(left)}"
+
+
+def _files(count: int) -> str:
+    return "1 file that is no image" if count == 1 else f"{count:,} files that are no images"
 
 
 def find_bad(images: Images) -> dict[str, str]:

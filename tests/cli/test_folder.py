@@ -170,8 +170,11 @@ def test_bad_files_are_left_out_where_asked(trained: Path, tmp_path: Path) -> No
         (["train", "resnet18", "--data", "{root}", "--normalize", "mean"], "unknown normalize 'mean'"),
         (["train", "resnet18", "--data", "{root}", "--val-share", "2"], "has its own folder val"),
         (["train", "resnet18", "--data", "{root}/train", "--val-share", "2"], "above 0 and below 1"),
-        (["train", "resnet18", "--data", "{root}/none"], "not"),
-        (["train", "resnet18", "--data", "{root}", "--weights", "none.safetensors"], "none.safetensors"),
+        (["train", "resnet18", "--data", "{root}/none"], "or images in folders of their classes"),
+        (
+            ["train", "resnet18", "--data", "{root}", "--batch-size", "8", "--weights", "none.safetensors"],
+            "none.safetensors",
+        ),
         (
             ["train", "resnet34", "--data", "{root}", "--weights", "{seven}"],
             "is of another network, resnet18",
