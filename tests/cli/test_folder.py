@@ -176,7 +176,7 @@ def test_bad_files_are_left_out_where_asked(trained: Path, tmp_path: Path) -> No
             "none.safetensors",
         ),
         (
-            ["train", "resnet34", "--data", "{root}", "--weights", "{seven}"],
+            ["train", "resnet34", "--data", "{root}", "--batch-size", "8", "--weights", "{seven}"],
             "is of another network, resnet18",
         ),
         (["train", "resnet18", "--data", "{root}", "--augment", "crops"], "did you mean crop"),
