@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,11 @@ from common.cli.options import (
 )
 from common.errors import BadInput
 from common.proof.workers import quiet
+
+if TYPE_CHECKING:
+    from common.data import FashionMNIST, ImageFolder
+
+SHARED = ("batch_size", "resize", "augment", "limit_train", "limit_val", "seed")  # by all data sets
 
 
 def train(
@@ -94,8 +99,7 @@ def train(
     run diverged, 2 if the question makes no sense, 130 after Ctrl-C.
     """
     from common import training
-    from common.data import FashionMNIST, ImageFolder, is_image_folder
-    from common.data.folder import leaving_out
+    from common.data import is_image_folder
     from common.training.runs import Run, Settings, checkpoint_file, is_run, new_folder, read_settings
     from common.training.starting import pretrained
     from common.weights import initial_weights, load_checkpoint
@@ -148,24 +152,7 @@ def train(
         load_backend(name)
     check_device(options["device"])
     check_precision(options["precision"])
-    shared = {name: options[name] for name in ("augment", "limit_train", "limit_val", "seed")}
-    images: FashionMNIST | ImageFolder
-    if is_folder and data:
-        images = ImageFolder(
-            data,
-            options["batch_size"],
-            options["resize"],
-            normalize=options["normalize"],
-            val_share=options["val_share"],
-            skip_bad=options["skip_bad"],
-            num_workers=num_workers,
-            **shared,
-        )
-        if images.skipped:
-            typer.echo(leaving_out(images.skipped))
-    else:
-        images = FashionMNIST(options["batch_size"], options["resize"], directory=data, **shared)
-
+    images = _folder(data, options, num_workers) if is_folder and data else _fashion_mnist(data, options)
     if weights:
         in_channels = load_checkpoint(checkpoint_file(weights))[0].in_channels
     elif resume:
@@ -200,3 +187,22 @@ def train(
             training.train_all(build, names, images, settings, folder, resume, again, tensorboard)
         else:
             training.train(build, images, settings, folder, resume, again, tensorboard)
+
+
+def _fashion_mnist(data: Path | None, options: dict[str, Any]) -> FashionMNIST:
+    """Fashion-MNIST, dealt out as the options say."""
+    from common.data import FashionMNIST
+
+    return FashionMNIST(directory=data, **{name: options[name] for name in SHARED})
+
+
+def _folder(data: Path, options: dict[str, Any], num_workers: int) -> ImageFolder:
+    """A folder of images, dealt out as the options say; a line says what is left out of it."""
+    from common.data import ImageFolder
+    from common.data.folder import leaving_out
+
+    names = (*SHARED, "normalize", "val_share", "skip_bad")
+    images = ImageFolder(data, num_workers=num_workers, **{name: options[name] for name in names})
+    if images.skipped:
+        typer.echo(leaving_out(images.skipped))
+    return images
