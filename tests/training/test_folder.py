@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import pytest
 
 from common import data, load_checkpoint
 from common.data import DataModule, ImageFolder
-from common.errors import BadInput, Stopped
-from common.training.runs import read_history
+from common.errors import BadInput
+from common.training.runs import Run, read_history
 from common.weights import load_metadata
 from tests.data.folders import make_folder
 from tests.training.running import TINY, Once, assert_identical, losses, settings, train, without_times
@@ -51,18 +53,40 @@ def augmented(root: Path) -> ImageFolder:
     return ImageFolder(root, 8, (28, 28), augment=("crop", "flip"))
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_bit(
-    backend: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+KILLABLE = """
+import dataclasses, os, signal, sys
+from pathlib import Path
+from common.training import loop
+from common.training.runs import Run, read_settings
+from tests.training.running import train
+from tests.training.test_folder import augmented
+
+log = Run.log
+
+def killing(run, record):
+    log(run, record)
+    if record["step"] == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Run.log = killing
+loop.SAVE_SECONDS = 0  # a checkpoint after every step
+folder = Path(sys.argv[1])
+train(read_settings(folder / "settings"), augmented(folder / "animals"), folder / "killed")
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_bit(backend: str, device: str, tmp_path: Path) -> None:
     images = augmented(make_folder(tmp_path / "animals", train=15))
     run = settings(backend, images, COLOURED, device=device)
-    expected, _ = train(run, images, tmp_path / "whole")
-    Once(monkeypatch, 6, lambda _: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Stopped):
-        train(run, images, tmp_path / "stopped")
-    found, _ = train(run, augmented(tmp_path / "animals"), tmp_path / "stopped", resume=True)
+    Run.start(tmp_path / "settings", run, "")
+    done = subprocess.run([sys.executable, "-c", KILLABLE, tmp_path], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    found, resumed = train(run, augmented(tmp_path / "animals"), tmp_path / "killed", resume=True)
+    expected, whole = train(run, images, tmp_path / "whole")
+    assert len(losses(whole.history)) == 8
     if device == "cpu":
         assert_identical(found.weights(), expected.weights())
+        assert without_times(resumed.history) == without_times(whole.history)
 
 
 def test_checkpoints_say_what_they_were_trained_on(tmp_path: Path) -> None:
