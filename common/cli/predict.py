@@ -75,20 +75,24 @@ def predict(
             classes = imagenet.classes()
         elif network.num_classes == len(CLASSES):
             classes = CLASSES
-    files = find_files(inputs)
+    names = find_files(inputs)
     if skip_bad:
-        skipped = [file for file in files if file.suffix != ".npy" and why_bad(file)]
-        files = [file for file in files if file not in skipped]
+        skipped = [file for file in names if file.suffix != ".npy" and why_bad(file)]
         if skipped:
             typer.echo(leaving_out(map(str, skipped)))
-    names, logits = [], []
+        for file in skipped:
+            del names[file]
+        if not names:
+            raise BadInput("no image is left that can be read; give others")
+    files, shown, logits = list(names), [], []
     with quiet():  # frameworks have much to say
         model = load_backend(name).build(network, precision, device)
         model.load_weights(weights)
         starts = range(0, len(files), 128)
         for start in track(starts, "predicting", len(starts)):
-            some_names, x = read_images(files[start : start + 128], network, size, dataset, normalize)
-            names += some_names
+            chosen = files[start : start + 128]
+            own_names, x = read_images(chosen, network, size, dataset, normalize)
+            shown += own_names if chosen[0].suffix == ".npy" else [names[file] for file in chosen]
             logits += [model.predict(x[i : i + 128]) for i in range(0, len(x), 128)]
     rows = softmax(np.concatenate(logits))
     if out and out.suffix == ".npy":
@@ -100,11 +104,11 @@ def predict(
         table = io.StringIO()
         writer = csv.writer(table)
         writer.writerow(["image", "class", "probability", *classes])
-        for image, row in zip(names, rows, strict=True):
+        for image, row in zip(shown, rows, strict=True):
             writer.writerow([image, classes[row.argmax()], row.max(), *row])
         write_atomically(out, table.getvalue())
-        typer.echo(f"classes and probabilities of {len(names):,} images are in {out}")
+        typer.echo(f"classes and probabilities of {len(shown):,} images are in {out}")
     else:
-        for image, row in zip(names, rows, strict=True):
+        for image, row in zip(shown, rows, strict=True):
             likeliest = row.argsort()[::-1][: 5 if dataset == imagenet.NAME else 3]
             typer.echo(f"{image}: {', '.join(f'{classes[i]} {row[i]:.4f}' for i in likeliest)}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.architecture import Architecture, architecture
+from common.architecture import CONVENTIONS, Architecture, architecture
 from common.backend import BACKENDS, Model, load_backend
 from common.cli.options import (
     Arch,
@@ -63,7 +63,13 @@ def train(
     ema: Annotated[
         float, typer.Option(metavar="DECAY", help="Average weights, a step keeping DECAY of the average.")
     ] = 0.0,
-    augment: Annotated[str, typer.Option(metavar="NAMES", help="flip, crop, or flip,crop.")] = "",
+    augment: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="flip, crop, or flip,crop; a crop of a folder's images is resized.",
+        ),
+    ] = "",
     precision: Precision = "float32",
     limit_train: Annotated[int | None, typer.Option(help="Only the first N training images.")] = None,
     limit_val: Annotated[int | None, typer.Option(help="Only the first N validation images.")] = None,
@@ -100,18 +106,18 @@ def train(
     """
     from common import training
     from common.data import is_image_folder
-    from common.training.runs import Run, Settings, checkpoint_file, is_run, new_folder, read_settings
-    from common.training.starting import pretrained
+    from common.training.runs import Settings, checkpoint_file, new_folder, read_settings
+    from common.training.starting import check_begun, pretrained
     from common.weights import initial_weights, load_checkpoint
 
     architecture(arch)  # speaks up if there is none of this name
     is_folder = data is not None and is_image_folder(data)
-    if not is_folder and (normalize or val_share or skip_bad or num_workers):
+    if not is_folder and (normalize is not None or val_share is not None or skip_bad or num_workers):
         raise BadInput(
             "--normalize, --val-share, --skip-bad and --num-workers are for a folder of images; "
             "give one with --data"
         )
-    size = resize or (224 if is_folder else 96)
+    size = (224 if is_folder else 96) if resize is None else resize
     options: dict[str, Any] = {
         "backend": backend,
         "epochs": epochs,
@@ -143,6 +149,8 @@ def train(
         if out is None:
             raise BadInput("--resume needs --out RUN, the folder of the run to go on with")
         began_with = dataclasses.asdict(read_settings(out))
+        if began_with["classes"] and not is_folder:
+            raise BadInput(f"{out} was trained on a folder of images; give it again, with --data FOLDER")
         for name in options:
             source = context.get_parameter_source(name)
             if source and source.name == "DEFAULT":
@@ -153,13 +161,15 @@ def train(
     check_device(options["device"])
     check_precision(options["precision"])
     images = _folder(data, options, num_workers) if is_folder and data else _fashion_mnist(data, options)
-    if weights:
-        in_channels = load_checkpoint(checkpoint_file(weights))[0].in_channels
-    elif resume:
-        in_channels = Architecture.from_json(began_with["architecture"]).in_channels
-    else:
-        in_channels = 3 if is_folder else 1
-    network = architecture(arch, in_channels=in_channels, num_classes=len(images.classes))
+    network = architecture(arch, in_channels=3 if is_folder else 1, num_classes=len(images.classes))
+    if weights or resume:  # which have their own channels and conventions
+        if weights:
+            own, _ = load_checkpoint(checkpoint_file(weights))
+        else:
+            own = Architecture.from_json(began_with["architecture"])
+        network = dataclasses.replace(
+            network, **{name: getattr(own, name) for name in ("in_channels", *CONVENTIONS)}
+        )
     start, sha256 = None, began_with.get("weights", "")
     if weights:
         start, sha256, said = pretrained(weights, network, options["seed"])
@@ -174,10 +184,8 @@ def train(
 
     def build(name: str) -> Model:
         run = folder / name if settings.backend == "all" else folder
-        if settings.weights and start is None and not (is_run(run) and Run.load(run)[1]):
-            raise BadInput(
-                f"{run} has no checkpoint yet; give the weights it starts from again, with --weights"
-            )
+        if settings.weights and start is None:
+            check_begun(run)
         model = load_backend(name).build(network, settings.precision, settings.device, settings.compile)
         model.load_weights(start or initial_weights(network, settings.seed))
         return model

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from common.architecture import Architecture, Shape
@@ -230,7 +231,7 @@ def write_images(images: Dataset, folder: Path) -> None:
         for part, (pixels, labels) in parts.items():
             for name in names:
                 output_folder(folder / part / name)
-            numbered = progress.track(range(len(labels)), description=f"writing {folder / part}")
+            numbered = progress.track(range(len(labels)), description=escape(f"writing {folder / part}"))
             for number in numbered:
                 path = folder / part / names[labels[number]] / f"{number:05}.png"
                 try:
@@ -258,6 +259,11 @@ def _full_or_sample(directory: str | os.PathLike[str] | None) -> Dataset:
 def _find(folder: Path, name: str) -> Path | None:
     """The file of this name, packed or not."""
     return next((path for path in (folder / f"{name}.gz", folder / name) if os.path.isfile(path)), None)
+
+
+def has_files(folder: Path) -> bool:
+    """Whether any of the four files is in this folder."""
+    return len(_missing(folder)) < len(FULL_SHA256)
 
 
 def _missing(folder: Path) -> list[str]:

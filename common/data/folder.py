@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from common.architecture import unknown
+from common.data.fashion_mnist import has_files
 from common.data.imagenet import centre_crop, levels, normalise, pixels, random_flip, random_resized_crop
 from common.data.module import DataModule
 from common.data.pipeline import Batch, check_whole, count_batches, read_ahead
@@ -118,6 +122,9 @@ class ImageFolder(DataModule):
         self.train, self.val = train.first(limit_train), val.first(limit_val)
         self._count(len(self.train), len(self.val))
 
+    def check_channels(self, channels: int) -> None:
+        check_channels(channels, self.normalize)
+
     def check(self) -> None:
         if not self.skip_bad:
             check_readable(self.train)
@@ -158,12 +165,8 @@ class FileBatches(Sequence[Batch]):
     ) -> None:
         if dtype not in ("float32", "float64"):
             raise BadInput(f"unknown dtype {dtype!r}; give float32 or float64")
-        if channels not in (1, 3):
-            raise BadInput(f"images have 3 channels, or 1 for greys, not {channels}")
-        if channels == 1 and normalize != "none":
-            raise BadInput(
-                "ImageNet's mean and deviation are of 3 channels; give a network of 3, or normalize none"
-            )
+        check_whole("batch_size", batch_size, 1)
+        check_channels(channels, normalize)
         self.images, self.batch_size, self.resize = images, batch_size, resize
         self.mode = {1: "L", 3: "RGB"}[channels]
         self.levels = levels(dtype, normalize, channels)
@@ -209,8 +212,18 @@ def prepare(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Whether there are folders in this one, as there are none beside the files of Fashion-MNIST."""
-    return folder.is_dir() and any(entry.is_dir() for entry in _entries(folder))
+    """Whether there are folders in this one, and no files of Fashion-MNIST."""
+    return folder.is_dir() and bool(_entries(folder, is_folder=True)) and not has_files(folder)
+
+
+def check_channels(channels: int, normalize: str) -> None:
+    """Raise `ValueError` unless images can be had in so many channels."""
+    if channels not in (1, 3):
+        raise BadInput(f"images have 3 channels, or 1 for greys, not {channels}; give a network of so many")
+    if channels == 1 and normalize != "none":
+        raise BadInput(
+            "ImageNet's mean and deviation are of 3 channels; give a network of 3, or normalize none"
+        )
 
 
 def find_split(root: Path, val_share: float | None) -> tuple[Images, Images, float | None]:
@@ -253,10 +266,12 @@ def evaluation_images(
         ValueError: if there are none, or their classes are not the network's.
     """
     folder = root / "val" if (root / "val").is_dir() else root
+    if val_share is not None and folder != root:
+        raise BadInput(f"{root} has its own folder val; leave out the share for validation")
     found = find_images(folder, known or None)
     if not known and len(found.classes) != num_classes:
         raise BadInput(f"{folder} has {len(found.classes)} classes but the network tells {num_classes}")
-    return found.take(_in_share(found, val_share)) if val_share and folder == root else found
+    return found if val_share is None else found.take(_in_share(found, val_share))
 
 
 def find_images(root: Path, known: Sequence[str] | None = None) -> Images:
@@ -269,7 +284,9 @@ def find_images(root: Path, known: Sequence[str] | None = None) -> Images:
         ValueError: if there are none, a class is empty or unknown, a name is not UTF-8 or a folder cannot
             be read.
     """
-    found = {entry.name: _images_in(root / entry.name) for entry in _entries(root) if entry.is_dir()}
+    folders = _entries(root, is_folder=True)
+    _check_names(root, folders)
+    found = {name: _images_in(root / name) for name in folders}
     if known is None:
         if empty := [name for name, files in found.items() if not files]:
             raise BadInput(f"{root} has classes without images: {some(empty)}; remove them, or add images")
@@ -283,7 +300,7 @@ def find_images(root: Path, known: Sequence[str] | None = None) -> Images:
     numbers = {name: number for number, name in enumerate(classes)}
     files = sorted((file, name) for name, files in found.items() for file in files)
     names = [f"{name}/{file}" for file, name in files]
-    _check_utf8(root, names)
+    _check_names(root, names)
     return Images(root, names, np.array([numbers[name] for _, name in files], np.int32), classes)
 
 
@@ -346,20 +363,26 @@ def find_bad(images: Images) -> dict[str, str]:
 
     What was found is remembered until a file changes, in the user's cache.
     """
-    remembered = user_cache_path("resnet-tabs") / "checked" / f"{_stamp(images)}.json"
+    import PIL
+
+    stamp = _stamp(images, PIL.__version__)
+    remembered = user_cache_path("resnet-tabs") / "checked" / f"{stamp}.json"
     with suppress(OSError, ValueError):
         return dict(json.loads(remembered.read_text(encoding="utf-8")))
     bad: dict[str, str] = {}
     console = Console()
     progress = Progress(console=console, disable=not console.is_terminal, transient=True)
-    with progress, ThreadPoolExecutor(os.cpu_count()) as pool:
-        task = progress.add_task(f"reading {images.root}", total=len(images))
+    with progress, ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of what it can read all the same
+        task = progress.add_task(escape(f"reading {images.root}"), total=len(images))
         for start in range(0, len(images), 256):  # a future each for millions would fill the memory
             names = images.names[start : start + 256]
             for name, why in zip(names, pool.map(lambda n: why_bad(images.root / n), names), strict=True):
                 if why:
                     bad[name] = why
             progress.update(task, advance=len(names))
+    if any(why.startswith(("[Errno", "MemoryError")) for why in bad.values()):
+        return bad  # which may be another time
     with suppress(OSError, BadInput):  # without a cache it is read again next time
         remembered.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(remembered, json.dumps(bad))
@@ -375,34 +398,35 @@ def why_bad(path: Path) -> str:
     return ""
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, hidden files aside."""
+def _entries(folder: Path, is_folder: bool) -> list[str]:
+    """The names of the folders in a folder, or of the files; of none that are hidden."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+            return [entry.name for entry in shown if (entry.is_dir() if is_folder else entry.is_file())]
     except OSError as error:
         raise BadInput(f"cannot read the folder {folder}: {error.strerror}") from None
 
 
 def _images_in(folder: Path) -> list[str]:
-    return [e.name for e in _entries(folder) if e.name.lower().endswith(SUFFIXES) and e.is_file()]
+    return [name for name in _entries(folder, is_folder=False) if name.lower().endswith(SUFFIXES)]
 
 
-def _check_utf8(root: Path, names: list[str]) -> None:
-    strange = [name for name in names if not _is_utf8(name)]
-    if strange:
-        shown = some(
-            [name.encode(errors="surrogateescape").decode(errors="backslashreplace") for name in strange]
+# Control characters, and the half characters that stand for what is not UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def _check_names(root: Path, names: list[str]) -> None:
+    if strange := [name for name in names if UNPRINTABLE.search(name)]:
+        raise BadInput(
+            f"{root} has names that are not UTF-8, or have control characters: "
+            f"{some([printable(name) for name in strange])}; rename them"
         )
-        raise BadInput(f"{root} has names that are not UTF-8: {shown}; rename them")
 
 
-def _is_utf8(name: str) -> bool:
-    """What is not comes from the file system as half characters, which cannot be written."""
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:
-        return False
+def printable(name: str) -> str:
+    """The name with what cannot be written in a line as backslashes and numbers."""
+    return UNPRINTABLE.sub(lambda found: repr(os.fsencode(found.group()))[2:-1], name)
 
 
 def _in_share(images: Images, share: float) -> NDArray[np.bool_]:
@@ -429,9 +453,9 @@ def _digest(*parts: Images) -> str:
     return digest.hexdigest()[:16]
 
 
-def _stamp(images: Images) -> str:
-    """What changes when a file does: of all names, sizes and times."""
-    digest = hashlib.sha256(str(images.root.resolve()).encode())
+def _stamp(images: Images, version: str) -> str:
+    """What changes when a file does: of all names, sizes and times; and of who reads them."""
+    digest = hashlib.sha256(version.encode() + os.fsencode(images.root.resolve()))
     for name in images.names:
         try:
             found = os.stat(images.root / name)

@@ -56,6 +56,10 @@ def centre_crop(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
         wide = width * 8 // 7
         scaled = wide, int(wide * image.height / image.width)
     left, top = int(round((scaled[0] - width) / 2)), int(round((scaled[1] - height) / 2))
+    if scaled[0] * scaled[1] > 64 * width * height:  # a ribbon, which as a whole would fill the memory
+        across, down = image.width / scaled[0], image.height / scaled[1]
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        return pixels(image.resize((width, height), Resampling.BILINEAR, box=box))
     return pixels(image.resize(scaled, Resampling.BILINEAR).crop((left, top, left + width, top + height)))
 
 

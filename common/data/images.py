@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
@@ -54,24 +56,45 @@ def read_images(
     return [path.name for path in paths], x
 
 
-def find_files(paths: list[Path]) -> list[Path]:
-    """The files among these, and all image files in the folders among them, at any depth, sorted.
+def find_files(paths: list[Path]) -> dict[Path, str]:
+    """The files among these, and all image files in the folders among them, at any depth, sorted; and names.
+
+    A file is named by its own name, one of a folder by its path from there.
 
     Raises:
-        ValueError: if a folder has none.
+        FileNotFoundError: if one is not there.
+        ValueError: if a folder has none, or a name cannot be written.
     """
-    from common.data.folder import SUFFIXES
+    from common.data.folder import SUFFIXES, UNPRINTABLE, printable
 
-    files = []
+    files: dict[Path, str] = {}
     for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not found:
-            raise BadInput(f"{path} has no images ({', '.join(SUFFIXES)})")
-        files += found
+        if path.is_dir():
+            found = sorted(file for file in _walk(path) if file.suffix.lower() in SUFFIXES)
+            if not found:
+                raise BadInput(f"{path} has no images ({', '.join(SUFFIXES)})")
+            files |= {file: str(file.relative_to(path)) for file in found}
+        elif path.is_file():
+            files[path] = path.name
+        else:
+            raise MissingFile(f"{path} not found; give image files, or one .npy file")
+    for file in files:
+        if UNPRINTABLE.search(str(file)):
+            raise BadInput(f"{printable(str(file))} is not UTF-8, or has control characters; rename it")
     return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files in a folder and in those in it, links followed but not in circles, hidden ones left out."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 def read_array(path: Path) -> NDArray:

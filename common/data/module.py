@@ -83,6 +83,9 @@ class DataModule(ABC):
             ValueError: at once, for bad arguments.
         """
 
+    def check_channels(self, channels: int) -> None:  # noqa: B027  (Fashion-MNIST's grey fits all)
+        """Raise `ValueError` unless images can be had in so many channels."""
+
     def check(self) -> None:  # noqa: B027  (what there is to do, image folders override)
         """Look at every image before training begins.
 

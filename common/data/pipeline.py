@@ -156,6 +156,7 @@ def read_ahead(
         ValueError: at once, if there are not so many batches.
     """
     check_start(start, len(batches))
+    check_whole("num_workers", num_workers, 0)
     return _read_ahead(batches, start, num_threads, num_workers)
 
 

@@ -71,6 +71,7 @@ def evaluate(model: Model, batches: Iterable[Batch]) -> Metrics:
 def check_fits(arch: Architecture, data: DataModule) -> None:
     """Raise `ValueError` unless the network can take the images and tell their classes."""
     arch.check_input((1, arch.in_channels, *data.resize))
+    data.check_channels(arch.in_channels)
     if arch.num_classes < len(data.classes):
         what = "Fashion-MNIST" if isinstance(data, FashionMNIST) else data.source
         raise BadInput(f"{what} has {len(data.classes)} classes but the network tells {arch.num_classes}")

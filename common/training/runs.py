@@ -129,6 +129,8 @@ class Settings:
             "classes": json.dumps(self.classes, ensure_ascii=False),
             "normalize": self.normalize,
             "resize": json.dumps(self.resize),
+            "data": self.data,
+            "val_share": json.dumps(self.val_share),
         }
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.architecture import ZOO, Architecture, architecture
 from common.errors import BadInput
-from common.training.runs import checkpoint_file
+from common.training.runs import Run, checkpoint_file, is_run
 from common.weights import Weights, initial_weights, load_checkpoint, tensors_sha256
 
 
@@ -23,7 +23,10 @@ def pretrained(path: Path, arch: Architecture, seed: int) -> tuple[Weights, str,
     path = checkpoint_file(path)
     own, weights = load_checkpoint(path)
     if dataclasses.replace(own, num_classes=arch.num_classes) != arch:
-        raise BadInput(f"{path} is of another network{_name(own)}; train that one, or give its checkpoint")
+        raise BadInput(
+            f"{path} is of another network{_name(own)} ({_differences(own, arch)}); "
+            "train that one, or give a checkpoint of this"
+        )
     said = f"starting from {path}"
     if own.num_classes != arch.num_classes:
         drawn = initial_weights(arch, seed)
@@ -32,9 +35,25 @@ def pretrained(path: Path, arch: Architecture, seed: int) -> tuple[Weights, str,
     return weights, tensors_sha256(weights), said
 
 
+def check_begun(folder: Path) -> None:
+    """Raise `ValueError` unless the run in the folder has a checkpoint, and so needs the weights no more."""
+    if not (is_run(folder) and Run.load(folder)[1]):
+        raise BadInput(f"{folder} has no checkpoint yet; give the weights it starts from again")
+
+
 def _name(arch: Architecture) -> str:
     """What the zoo calls it, if it does."""
     for name in ZOO:
         if architecture(name, in_channels=arch.in_channels, num_classes=arch.num_classes) == arch:
             return f", {name} of {arch.in_channels} channels"
     return ""
+
+
+def _differences(own: Architecture, arch: Architecture) -> str:
+    """What is not the same, in words; the number of classes may differ."""
+    names = [field.name for field in dataclasses.fields(arch) if field.name != "num_classes"]
+    return "; ".join(
+        f"{name} is {getattr(own, name)}, not {getattr(arch, name)}"
+        for name in names
+        if getattr(own, name) != getattr(arch, name)
+    )

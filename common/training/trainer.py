@@ -15,7 +15,7 @@ from common.errors import BadInput
 from common.recipe import Recipe
 from common.training.loop import train
 from common.training.runs import Record, Settings, new_folder, read_settings
-from common.training.starting import pretrained
+from common.training.starting import check_begun, pretrained
 
 
 class Trainer:
@@ -83,9 +83,11 @@ class Trainer:
         if self.weights:
             start, began, said = pretrained(Path(self.weights), wrapped.arch, data.seed)
             wrapped.load_weights(start)
-            Console().print(said, highlight=False, soft_wrap=True)
+            Console().print(said, highlight=False, soft_wrap=True, markup=False)
         elif self.resume and self.out:
             began = read_settings(self.out).weights
+            if began:
+                check_begun(Path(self.out))
         name = type(model).__name__.lower()
         folder = Path(self.out) if self.out else new_folder(f"{name}-{self.backend}")
         settings = Settings(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 
 from common import architecture, initial_weights, load_checkpoint, save_checkpoint
-from common.data import ImageFolder, sample
+from common.data import CLASSES, ImageFolder, sample, write_images
 from common.training.runs import read_history, read_settings
 from tests.cli.commands import command, run, run_here, succeed, wait_for
 from tests.data.folders import make_folder
@@ -138,6 +140,57 @@ def test_evaluate_takes_a_folder_of_some_of_the_classes(trained: Path, root: Pat
     assert (tmp_path / "dogs.png").exists()
 
 
+def test_a_fashion_mnist_network_sees_png_files_as_it_saw_the_set(tmp_path: Path) -> None:
+    arch = architecture("resnet18")
+    path = tmp_path / "fashion.safetensors"
+    save_checkpoint(path, arch, initial_weights(arch))
+    write_images(sample(), tmp_path / "numbered")
+    for number, name in enumerate(CLASSES):  # by their own names, which are sorted otherwise
+        (tmp_path / "named").mkdir(exist_ok=True)
+        link = tmp_path / "named" / name.replace("/", "-")
+        link.symlink_to(tmp_path / "numbered/val" / f"{number}-{link.name}")
+    options = ["--backend", "oracle", "--resize", "32", "--limit-val", "40", "--precision", "float64"]
+    expected = re.search(r"loss \S+  accuracy \S+", run_here("evaluate", path, *options).stdout)
+    for folder in ("numbered", "named"):
+        said = run_here("evaluate", path, tmp_path / folder, *options).stdout
+        assert expected and expected.group() in said
+        assert "sorted, are taken for them" in said or folder == "named"
+
+
+def test_a_moved_checkpoint_is_evaluated_on_the_share_it_was_validated_on(root: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    shutil.copytree(root / "train", flat)
+    out = ["--backend", "oracle", "--out", tmp_path / "run"]
+    succeed("train", "resnet18", "--data", flat, *SHORT, "--val-share", "0.3", *out)
+    moved = tmp_path / "moved.safetensors"
+    shutil.copy(tmp_path / "run/best.safetensors", moved)
+    share = ImageFolder(flat, 1, val_share=0.3).num_val
+    assert f"({share} images at 28×28" in run_here("evaluate", moved, flat, "--backend", "oracle").stdout
+    shutil.copy(root / "val/cat/cat000.jpg", flat / "cat/another.jpg")
+    said = run_here("evaluate", moved, flat, "--backend", "oracle").stdout
+    assert "those trained on included" in said and "(25 images at 28×28" in said
+
+
+def test_weights_bring_their_conventions(root: Path, tmp_path: Path) -> None:
+    arch = dataclasses.replace(architecture("resnet18", 3, 7), epsilon=1.001e-5, decay=0.99, padding="same")
+    save_checkpoint(tmp_path / "keras.safetensors", arch, initial_weights(arch))
+    options = ["--data", root, "--backend", "oracle", *SHORT, "--weights", tmp_path / "keras.safetensors"]
+    succeed("train", "resnet18", *options, "--out", tmp_path / "run")
+    found, _ = load_checkpoint(tmp_path / "run/best.safetensors")
+    assert found == dataclasses.replace(arch, num_classes=2)
+
+
+def test_predict_takes_folders_as_training_does_and_names_images_by_their_place(
+    trained: Path, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images/.hidden").mkdir(parents=True)
+    (tmp_path / "images/._a.jpg").write_bytes(b"no image")
+    (tmp_path / "images/cat").symlink_to(root / "val/cat")
+    (tmp_path / "images/circle").symlink_to(tmp_path / "images")
+    lines = run_here("predict", trained, tmp_path / "images", "--backend", "oracle").stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"cat/cat{i:03}.jpg" for i in range(4)]
+
+
 def test_predict_names_the_classes(trained: Path, root: Path) -> None:
     line = run_here("predict", trained, root / "val/cat/cat000.jpg", "--backend", "oracle").stdout
     assert re.fullmatch(r"cat000\.jpg: (cat|dog) [\d.]+, (cat|dog) [\d.]+\n", line)
@@ -182,7 +235,15 @@ def test_bad_files_are_left_out_where_asked(trained: Path, tmp_path: Path) -> No
         (["train", "resnet18", "--data", "{root}", "--augment", "crops"], "did you mean crop"),
         (["evaluate", "{seven}", "--data", "{root}"], "has 2 classes but the network tells 7"),
         (["evaluate", "{trained}", "--data", "{strange}"], "not among those trained: bird"),
+        (["evaluate", "{trained}", "{root}", "--batch-size", "0"], "batch_size must be 1 or more"),
+        (["evaluate", "{trained}", "{root}", "--limit-val", "0"], "limit_val must be 1 or more"),
+        (["evaluate", "{trained}", "{root}", "--num-workers", "-1"], "num_workers must be 0 or more"),
+        (["evaluate", "{trained}", "{root}", "--val-share", "0.3"], "has its own folder val"),
+        (["evaluate", "{trained}", "{root}", "--data", "{root}"], "named twice"),
+        (["train", "resnet18", "--out", "{trained}", "--resume"], "give it again, with --data"),
+        (["train", "resnet18", "--data", "{root}", "--resize", "0"], "height and a width of 1 or more"),
         (["predict", "{trained}", "{empty}"], "has no images"),
+        (["predict", "{trained}", "{strange}", "--skip-bad"], "no image is left that can be read"),
         (["predict", "{trained}", "{root}/val", "--out", "found.txt"], "ends in .csv or .npy"),
     ],
 )

@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 
 from common import data
 from common.data import ImageFolder
-from common.data.folder import find_images, read_image
+from common.data.folder import find_images, prepare, read_image
 from common.data.imagenet import random_resized_crop
 from common.errors import BadInput
 from tests.data.folders import make_folder, picture
@@ -100,12 +101,22 @@ def not_utf8(root: Path) -> None:
     shutil.copy(root / "train/cat/cat000.jpg", os.fsencode(root / "train/cat") + b"/caf\xe9.jpg")
 
 
+def newline(root: Path) -> None:
+    shutil.copy(root / "train/cat/cat000.jpg", root / "train/cat/two\nlines.jpg")
+
+
+def loop(root: Path) -> None:
+    (root / "train/bird").symlink_to("bird")
+
+
 @pytest.mark.parametrize(
     ("spoil", "options", "said"),
     [
+        (newline, {}, r"control characters: cat/two\nlines.jpg"),
+        (loop, {}, "cannot read the folder"),
         (empty_class, {}, "classes without images: bird"),
         (class_only_in_val, {}, "classes that are not among those trained: bird"),
-        (not_utf8, {}, r"not UTF-8: cat/caf\xe9.jpg"),
+        (not_utf8, {}, r"not UTF-8, or have control characters: cat/caf\xe9.jpg"),
         (lambda root: shutil.rmtree(root / "val"), {}, "has no folder val"),
         (lambda root: shutil.rmtree(root / "train"), {}, "has no folder train"),
         (shutil.rmtree, {}, "is not a folder"),
@@ -190,6 +201,25 @@ def test_a_bad_file_that_nobody_checked_is_named_when_its_turn_comes(root: Path)
         list(ImageFolder(root, 4, SIZE).train_dataloader())
     one_line(error)
     assert str(bad) in str(error.value)
+
+
+def test_a_reason_that_may_pass_is_not_remembered(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ImageFolder(root, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr("common.data.folder.why_bad", lambda path: "[Errno 13] Permission denied")
+        with pytest.raises(BadInput, match="24 files that are no images"):
+            module.check()
+    module.check()
+
+
+def test_a_ribbon_does_not_fill_the_memory(tmp_path: Path) -> None:
+    pixels = np.linspace(0, 255, 20_000).astype(np.uint8)[None].repeat(2, 0)
+    image = Image.fromarray(pixels).convert("RGB")
+    tracemalloc.start()
+    found = prepare(image, (24, 24))
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+    assert found.shape == (24, 24, 3) and abs(int(found.mean()) - 127) <= 1
 
 
 def test_a_folder_of_nothing_but_bad_files_is_one_line(root: Path) -> None:

@@ -111,6 +111,13 @@ def test_another_folder_is_another_run(tmp_path: Path) -> None:
         train(settings("oracle", fewer, COLOURED, precision="float64"), fewer, tmp_path / "run", resume=True)
 
 
+def test_a_network_of_other_channels_leaves_no_run(tmp_path: Path) -> None:
+    images = augmented(make_folder(tmp_path / "animals"))
+    with pytest.raises(BadInput, match="give a network of 3, or normalize none"):
+        train(settings("oracle", images, TINY, precision="float64"), images, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_bad_files_leave_no_run(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "animals")
     images = augmented(root)
