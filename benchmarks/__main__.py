@@ -2,12 +2,13 @@
 
 import sys
 
+from benchmarks.folder import finetune, photographs
 from benchmarks.loading import loading
 from benchmarks.training import accuracy, overhead, pipeline
 
-BENCHMARKS = {f.__name__: f for f in (overhead, pipeline, loading, accuracy)}
+BENCHMARKS = {f.__name__: f for f in (overhead, pipeline, photographs, loading, accuracy, finetune)}
 
-for name in sys.argv[1:] or ["overhead", "pipeline", "loading"]:
+for name in sys.argv[1:] or ["overhead", "pipeline", "photographs", "loading"]:
     if name not in BENCHMARKS:
         sys.exit(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
     BENCHMARKS[name]()

@@ -6,7 +6,8 @@ A framework joins by adding a package whose `backend.py` has a `Model`, and one 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,8 +20,9 @@ from platformdirs import user_cache_path
 
 from common.architecture import Architecture, Shape, unknown
 from common.errors import BadInput, MissingBackend
+from common.recipe import PLAIN, Recipe
 from common.summary import Row, summary_rows
-from common.weights import Weights, check_tensors, check_weights, initial_weights, is_statistic
+from common.weights import Weights, check_tensors, check_weights, initial_weights
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Model(ABC):
         self.bfloat16 = dtype == "bfloat16"
         self.device = device
         self._is_new = True  # without weights, until some are loaded or needed
-        self._optimizer_settings: tuple[float, float] | None = None
+        self._recipe: Recipe | None = None  # of the optimizer; None until there is one
+        self._is_averaged = False  # while it shows its averaged weights
 
     def compile(self) -> None:  # noqa: B027  (what there is to do, PyTorch overrides)
         """Let the framework's compiler at the network, where it is not always: in PyTorch.
@@ -80,7 +83,7 @@ class Model(ABC):
         checked = check_weights(self.arch, weights)
         self._load_weights({name: array.astype(self.dtype) for name, array in checked.items()})
         self._is_new = False
-        self._optimizer_settings = None
+        self._recipe = None
 
     def weights(self) -> Weights:
         """Canonical name to a copy of the array in the model's dtype, running statistics included."""
@@ -107,70 +110,119 @@ class Model(ABC):
         return self._loss_and_gradients(images, self._labels(y, len(images)))
 
     def train_step(
-        self, x: ArrayLike, y: ArrayLike, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        **options: Any,
     ) -> float:
         """One step of SGD in place; returns the loss before it.
 
         With gradient g of the loss, parameter w and velocity v:
         g += weight_decay · w;  v = momentum · v + g;  w −= lr · v.
-        The velocity starts from zero, and again when momentum or weight decay change; lr may change freely.
+        `options` are the other fields of `common.recipe.Recipe`, by name. Velocity and averaged weights start
+        anew when anything of the recipe changes; lr may change freely.
 
         Raises:
             ValueError: for images or labels that do not fit, or a hyperparameter out of range.
         """
-        return self.begin_step(x, y, lr, momentum, weight_decay)()[0]
+        return self.begin_step(x, y, lr, momentum, weight_decay, **options)()[0]
 
     def begin_step(
-        self, x: ArrayLike, y: ArrayLike, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        **options: Any,
     ) -> Callable[[], tuple[float, int]]:
         """`train_step` that does not wait: some devices still compute when it returns.
 
         What it returns waits, and gives the loss before the step and how many images were told right.
         Until then `x` and `y` must stay as they are.
         """
-        for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
-            if not 0 <= value < np.inf:
-                raise BadInput(f"{name} must be 0 or more, not {value}")
+        recipe = Recipe(momentum, weight_decay, **options)
         if not 0 < lr < np.inf:
             raise BadInput(f"lr must be above 0, not {lr}")
+        if self._is_averaged:
+            raise BadInput("no step within averaged(), whose end would undo it; train outside")
         images = self._images(x)
         labels = self._labels(y, len(images))
-        if self._optimizer_settings != (momentum, weight_decay):
-            self._new_optimizer(momentum, weight_decay)
-            self._optimizer_settings = (momentum, weight_decay)
-        return self._begin_step(images, labels, lr)
+        if self._recipe != recipe:
+            self._new_optimizer(recipe)
+            self._recipe = recipe
+        return self._begin_step(images, labels, lr, recipe)
 
-    def optimizer_state(self) -> Weights:
-        """Canonical name to velocity, a copy, once there was a step with momentum; without, there is nothing.
-
-        Another model goes on from it, and from `weights`; one of the same backend to the same bit.
-        """
-        momentum, _ = self._optimizer_settings or (0.0, 0.0)
-        return {name: np.array(array) for name, array in self._optimizer_state().items()} if momentum else {}
-
-    def load_optimizer_state(
-        self, state: Mapping[str, NDArray], momentum: float = 0.0, weight_decay: float = 0.0
-    ) -> None:
-        """Go on from what `optimizer_state` gave under this momentum and weight decay.
+    def averaged_weights(self) -> Weights:
+        """Canonical name to a copy of the array averaged over the steps, running statistics included.
 
         Raises:
-            ValueError: unless names and shapes are exactly those of the trained parameters (with momentum;
-                without, there are none) and all is finite.
+            ValueError: unless the last step was one with `ema`.
         """
-        self._need_weights()
-        shapes = {
-            name: shape
-            for name, shape in self.arch.parameter_shapes().items()
-            if momentum and not is_statistic(name)
-        }
+        if not (self._recipe and self._recipe.ema):
+            raise BadInput("there are no averaged weights; train a step with ema above 0 first")
+        return {name: np.array(array) for name, array in self._averaged_weights().items()}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the model has its averaged weights; afterwards its own again, to the bit, to train on.
+
+        Raises:
+            ValueError: unless the last step was one with `ema`; within, for a step.
+        """
+        averaged, own, before = self.averaged_weights(), self.weights(), self._is_averaged
+        self._load_weights(averaged)
+        self._is_averaged = True
         try:
-            checked = check_tensors(shapes, state)
+            yield
+        finally:
+            self._load_weights(own)
+            self._is_averaged = before
+
+    def optimizer_state(self) -> Weights:
+        """What the next step needs besides the weights, a copy; of plain SGD, and before a step, nothing.
+
+        With momentum, canonical name to velocity of all that is trained; with ema, "ema.NAME" to average.
+        Another model goes on from it, and from `weights`; one of the same backend to the same bit.
+        """
+        recipe = self._recipe or PLAIN
+        state = self._optimizer_state() if recipe.momentum else {}
+        if recipe.ema:
+            state = state | {f"ema.{name}": array for name, array in self._averaged_weights().items()}
+        return {name: np.array(array) for name, array in state.items()}
+
+    def load_optimizer_state(
+        self,
+        state: Mapping[str, NDArray],
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        **options: Any,
+    ) -> None:
+        """Go on from what `optimizer_state` gave under this recipe.
+
+        Raises:
+            ValueError: unless names and shapes are exactly those of the recipe, velocities of what it trains
+                (with momentum) and averages of all weights (with ema), and all is finite.
+        """
+        recipe = Recipe(momentum, weight_decay, **options)
+        self._need_weights()
+        shapes = self.arch.parameter_shapes()
+        velocities = {n: shape for n, shape in shapes.items() if recipe.momentum and recipe.trains(n)}
+        averages = {f"ema.{n}": shape for n, shape in shapes.items() if recipe.ema}
+        try:
+            checked = check_tensors(velocities | averages, state)
         except BadInput as error:
             raise BadInput(f"the optimizer's state does not fit; {error}") from None
-        self._new_optimizer(momentum, weight_decay)
-        if checked:
-            self._load_optimizer_state({name: np.array(array, self.dtype) for name, array in checked.items()})
-        self._optimizer_settings = (momentum, weight_decay)
+        arrays = {name: np.array(array, self.dtype) for name, array in checked.items()}
+        self._new_optimizer(recipe)
+        if velocities:
+            self._load_optimizer_state({name: arrays[name] for name in velocities})
+        if averages:
+            self._load_averaged_weights({name: arrays[f"ema.{name}"] for name in shapes})
+        self._recipe = recipe
 
     def _need_weights(self) -> None:
         """A model that was given no weights has those of seed 0; they take a while to draw."""
@@ -211,16 +263,24 @@ class Model(ABC):
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> Evaluation: ...
 
     @abstractmethod
-    def _new_optimizer(self, momentum: float, weight_decay: float) -> None: ...
+    def _new_optimizer(self, recipe: Recipe) -> None: ...
 
     @abstractmethod
-    def _begin_step(self, x: NDArray, y: NDArray, lr: float) -> Callable[[], tuple[float, int]]: ...
+    def _begin_step(
+        self, x: NDArray, y: NDArray, lr: float, recipe: Recipe
+    ) -> Callable[[], tuple[float, int]]: ...
 
     @abstractmethod
     def _optimizer_state(self) -> Weights: ...
 
     @abstractmethod
     def _load_optimizer_state(self, state: Weights) -> None: ...
+
+    @abstractmethod
+    def _averaged_weights(self) -> Weights: ...
+
+    @abstractmethod
+    def _load_averaged_weights(self, weights: Weights) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 import common.backend as contract
 from common.architecture import Architecture, Block
 from common.errors import BadInput
-from common.weights import Weights, is_statistic
+from common.recipe import PLAIN, Recipe, is_last
+from common.weights import Weights
 
 Array = NDArray[np.floating]
 Pads = list[tuple[int, int]]  # pixels above and below, left and right
@@ -169,14 +170,21 @@ def softmax(logits: Array) -> Array:
     return exponentials / exponentials.sum(1, keepdims=True)
 
 
-def softmax_cross_entropy(logits: Array, labels: NDArray[np.integer]) -> tuple[float, Array]:
-    """Mean loss over the batch, and its gradient with respect to the logits."""
+def softmax_cross_entropy(
+    logits: Array, labels: NDArray[np.integer], label_smoothing: float = 0.0
+) -> tuple[float, Array]:
+    """Mean loss over the batch, and its gradient with respect to the logits.
+
+    With smoothing e, the loss asks for (1 - e) of the label and for e spread over all K classes.
+    Szegedy et al., "Rethinking the Inception architecture" (2015), section 7.
+    """
     shifted = logits - logits.max(1, keepdims=True)  # so that no exponential overflows
     log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    rows = np.arange(len(labels))
-    dlogits = np.exp(log_probabilities)
-    dlogits[rows, labels] -= 1
-    return float(-log_probabilities[rows, labels].mean()), dlogits / len(labels)
+    n, k = logits.shape
+    targets = np.full((n, k), label_smoothing / k)
+    targets[np.arange(n), labels] += 1 - label_smoothing
+    loss = -(targets * log_probabilities).sum(1).mean()
+    return float(loss), (np.exp(log_probabilities) - targets) / n
 
 
 class Pass:
@@ -321,29 +329,46 @@ class Model(contract.Model):
         return dict(zip(self.arch.stage_names(), outputs, strict=True))
 
     def _loss_and_gradients(self, x: Array, y: NDArray) -> contract.Evaluation:
-        training = Pass(self.arch, self._state, training=True)
-        outputs, backward = training.network(x)
-        loss, dlogits = softmax_cross_entropy(outputs[-1], y)
+        return self._training_pass(x, y, PLAIN)
+
+    def _training_pass(self, x: Array, y: NDArray, recipe: Recipe) -> contract.Evaluation:
+        """The loss that the recipe asks for, and the gradients of what it trains."""
+        one_pass = Pass(self.arch, self._state, training=not recipe.freeze)
+        outputs, backward = one_pass.network(x)
+        if recipe.freeze:  # the way back ends at the classifier
+            *_, features, _ = outputs
+            _, backward = one_pass.head(features)
+        loss, dlogits = softmax_cross_entropy(outputs[-1], y, recipe.label_smoothing)
         backward(dlogits)
-        gradients = {name: training.gradients[name] for name in self._state if not is_statistic(name)}
-        return contract.Evaluation(loss, outputs[-1], gradients, training.running)
+        gradients = {name: one_pass.gradients[name] for name in self._state if recipe.trains(name)}
+        return contract.Evaluation(loss, outputs[-1], gradients, one_pass.running)
 
-    def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
-        self._momentum, self._weight_decay = momentum, weight_decay
-        trained = [name for name in self._state if not is_statistic(name)]
+    def _new_optimizer(self, recipe: Recipe) -> None:
+        trained = [name for name in self._state if recipe.trains(name)]
         self._velocity: Weights = {name: np.zeros(self._state[name].shape) for name in trained}
+        self._average: Weights = dict(self._state)
 
-    def _begin_step(self, x: Array, y: NDArray, lr: float) -> Callable[[], tuple[float, int]]:
-        result = self._loss_and_gradients(x, y)
+    def _begin_step(self, x: Array, y: NDArray, lr: float, recipe: Recipe) -> Callable[[], tuple[float, int]]:
+        result = self._training_pass(x, y, recipe)
         for name, gradient in result.gradients.items():
-            decayed = gradient + self._weight_decay * self._state[name]
-            self._velocity[name] = self._momentum * self._velocity[name] + decayed
-            self._state[name] = self._state[name] - lr * self._velocity[name]
+            rate = lr if is_last(name) else recipe.lr_backbone * lr
+            decay = 0.0 if recipe.no_decay_norm and gradient.ndim == 1 else recipe.weight_decay
+            decayed = gradient + decay * self._state[name]
+            self._velocity[name] = recipe.momentum * self._velocity[name] + decayed
+            self._state[name] = self._state[name] - rate * self._velocity[name]
         self._state.update(result.running)
+        for name, weight in self._state.items() if recipe.ema else ():
+            self._average[name] = recipe.ema * self._average[name] + (1 - recipe.ema) * weight
         return lambda: (result.loss, int((result.logits.argmax(1) == y).sum()))
 
     def _optimizer_state(self) -> Weights:
         return self._velocity
 
     def _load_optimizer_state(self, state: Weights) -> None:
-        self._velocity |= state
+        self._velocity = state
+
+    def _averaged_weights(self) -> Weights:
+        return self._average
+
+    def _load_averaged_weights(self, weights: Weights) -> None:
+        self._average = weights

@@ -15,9 +15,18 @@ import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
 from common.layout import from_channels_last, nchw, nhwc, to_channels_last
+from common.recipe import PLAIN, Recipe
 from common.weights import Weights, is_statistic
 from resnet_jax.resnet import ResNet
-from resnet_jax.training import TrainState, Variables, count_correct, loss_and_gradients, train_step
+from resnet_jax.training import (
+    TrainState,
+    Variables,
+    count_correct,
+    loss_and_gradients,
+    train_step,
+    trained_part,
+    update_average,
+)
 
 
 class Model(contract.Model):
@@ -29,6 +38,7 @@ class Model(contract.Model):
         super().__init__(arch, dtype, device)
         self._device = _find_device(device)
         self._net = (net or ResNet(arch)).clone(training=True, dtype=jnp.dtype(dtype))
+        self._state: TrainState  # with the first weights
 
     @property
     def variables(self) -> Variables:
@@ -39,18 +49,31 @@ class Model(contract.Model):
 
     def _load_weights(self, weights: Weights) -> None:
         with self._precision():
-            self._state = self._new_state(self._tree(weights), momentum=0.0, weight_decay=0.0)
+            variables = self._tree(weights)
+            if self._recipe:  # its optimizer may have to go on
+                self._state = self._state.replace(**variables)
+            else:
+                self._state = self._new_state(variables, PLAIN)
 
-    def _new_state(self, variables: Variables, momentum: float, weight_decay: float) -> TrainState:
-        # Compiled once for any momentum and weight decay above 0: what they are lies in the state.
-        values = {
-            "momentum": np.asarray(momentum, self.dtype),
-            "weight_decay": np.asarray(weight_decay, self.dtype),
+    def _new_state(self, variables: Variables, recipe: Recipe) -> TrainState:
+        # Compiled once for any figures that do something: what they are lies in the state.
+        plain = {"momentum": 0.0, "weight_decay": 0.0, "lr_backbone": 1.0}
+        used = {
+            name: np.asarray(getattr(recipe, name), self.dtype)
+            for name, nothing in plain.items()
+            if getattr(recipe, name) != nothing
         }
-        used = {name: value for name, value in values.items() if value}
-        optimizer = self._net.configure_optimizers(**dict.fromkeys(used, 1.0))
-        state = TrainState.create(apply_fn=None, tx=optimizer, **variables)  # `apply` is each network's own
-        state = state.replace(opt_state=optax.tree_utils.tree_set(state.opt_state, **used))
+        optimizer = self._net.configure_optimizers(
+            **dict.fromkeys(used, 0.5), no_decay_norm=recipe.no_decay_norm
+        )
+        opt_state = optimizer.init(trained_part(variables["params"], recipe.freeze))
+        state = TrainState(
+            step=0,
+            apply_fn=None,  # type: ignore[arg-type]  # it is each network's own
+            tx=optimizer,
+            opt_state=optax.tree_utils.tree_set(opt_state, **used),
+            **variables,
+        )
         return jax.device_put(state, self._device)  # all of it, or the second step compiles anew
 
     def _weights(self) -> Weights:
@@ -68,7 +91,7 @@ class Model(contract.Model):
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
         with self._precision():
             loss, logits, gradients, batch_stats = loss_and_gradients(
-                self._net, self._state.variables, self._images_in(x), self._put(y)
+                self._net, self._state.variables, self._images_in(x), self._put(y), 0.0, ""
             )
         return contract.Evaluation(
             float(loss),
@@ -77,14 +100,22 @@ class Model(contract.Model):
             self._named({"batch_stats": batch_stats}),
         )
 
-    def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
+    def _new_optimizer(self, recipe: Recipe) -> None:
         with self._precision():
-            self._state = self._new_state(self._state.variables, momentum, weight_decay)
+            self._state = self._new_state(self._state.variables, recipe)
+            self._average = jax.tree.map(jnp.copy, self._state.variables) if recipe.ema else {}
 
-    def _begin_step(self, x: NDArray, y: NDArray, lr: float) -> Callable[[], tuple[float, int]]:
+    def _begin_step(
+        self, x: NDArray, y: NDArray, lr: float, recipe: Recipe
+    ) -> Callable[[], tuple[float, int]]:
         with self._precision():
             X, Y, rate = self._images_in(x), self._put(y), np.asarray(lr, self.dtype)
-            self._state, loss, logits = train_step(self._net, self._state, X, Y, rate)
+            self._state, loss, logits = train_step(
+                self._net, self._state, X, Y, rate, recipe.label_smoothing, recipe.freeze
+            )
+            if recipe.ema:
+                share = np.asarray(1 - recipe.ema, self.dtype)
+                self._average = update_average(self._average, self._state.variables, share)
             correct = count_correct(logits, Y)
         return lambda: (float(loss), int(correct))
 
@@ -96,6 +127,13 @@ class Model(contract.Model):
             velocity = self._tree(state)["params"]
             opt_state = optax.tree_utils.tree_set(self._state.opt_state, trace=velocity)
             self._state = self._state.replace(opt_state=opt_state)
+
+    def _averaged_weights(self) -> Weights:
+        return self._named(self._average)
+
+    def _load_averaged_weights(self, weights: Weights) -> None:
+        with self._precision():
+            self._average = self._tree(weights)
 
     def _precision(self) -> Any:
         """JAX knows float64 only where it is switched on; on here, and nowhere else."""

@@ -31,15 +31,22 @@ class Classifier(nn.Module):
             outputs[name] = X = self.net.layers[name](X)
         return outputs
 
-    def loss(self, Y_hat: Array, Y: Array) -> Array:
+    def loss(self, Y_hat: Array, Y: Array, label_smoothing: float = 0.0) -> Array:
         """Mean softmax cross-entropy of logits (N, classes) and labels (N,)."""
-        return optax.softmax_cross_entropy_with_integer_labels(Y_hat, Y).mean()
+        if not label_smoothing:
+            return optax.softmax_cross_entropy_with_integer_labels(Y_hat, Y).mean()
+        targets = optax.smooth_labels(jax.nn.one_hot(Y, Y_hat.shape[1], dtype=Y_hat.dtype), label_smoothing)
+        return optax.softmax_cross_entropy(Y_hat, targets).mean()
 
     def configure_optimizers(
-        self, momentum: float = 0.0, weight_decay: float = 0.0
+        self,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        no_decay_norm: bool = False,
+        lr_backbone: float = 1.0,
     ) -> optax.GradientTransformation:
-        """SGD at the network's learning rate, which may change between steps."""
-        return sgd(self.lr, momentum, weight_decay)
+        """SGD at the network's learning rate, which may change. Arguments as in `common.recipe`."""
+        return sgd(self.lr, momentum, weight_decay, no_decay_norm, lr_backbone)
 
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, H, W, C)."""
@@ -52,17 +59,48 @@ class Classifier(nn.Module):
 
 
 @cache  # one made anew would compile the step anew
-def sgd(lr: float, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+def sgd(
+    lr: float, momentum: float, weight_decay: float, no_decay_norm: bool, lr_backbone: float
+) -> optax.GradientTransformation:
     """SGD whose figures may change between steps; weight decay is added to the gradient."""
 
     @optax.inject_hyperparams
     def optimizer(
-        learning_rate: Array, momentum: Array | None, weight_decay: Array | None
+        learning_rate: Array,
+        momentum: Array | None,
+        weight_decay: Array | None,
+        lr_backbone: Array | None,
     ) -> optax.GradientTransformation:
-        step = optax.sgd(learning_rate, momentum)
-        return step if weight_decay is None else optax.chain(optax.add_decayed_weights(weight_decay), step)
+        steps = [optax.sgd(learning_rate, momentum)]
+        if weight_decay is not None:
+            decay = optax.add_decayed_weights(weight_decay, has_axes if no_decay_norm else None)
+            steps = [decay, *steps]
+        if lr_backbone is not None:
+            steps.append(optax.masked(optax.scale(lr_backbone), is_backbone))
+        return optax.chain(*steps) if len(steps) > 1 else steps[0]
 
-    return optimizer(lr, momentum or None, weight_decay or None)
+    share = None if lr_backbone == 1 else lr_backbone
+    return optimizer(lr, momentum or None, weight_decay or None, share)
+
+
+def has_axes(params: Any) -> Any:
+    """Which parameters have more than one axis: none of batch norm, and no bias."""
+    return jax.tree.map(lambda parameter: parameter.ndim > 1, params)
+
+
+def is_backbone(params: Any) -> Any:
+    """Which parameters are not those of `last`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[1].key != "layers_last", params)
+
+
+def trained_part(params: Any, freeze: str) -> Any:
+    """The part of a tree of parameters that is trained: all of it, or `last`."""
+    return {"net": {"layers_last": params["net"]["layers_last"]}} if freeze else params
+
+
+def with_trained(params: Any, trained: Any) -> Any:
+    """The tree of all parameters with this trained part."""
+    return {**params, **trained, "net": {**params["net"], **trained["net"]}}
 
 
 class TrainState(train_state.TrainState):
@@ -76,31 +114,63 @@ class TrainState(train_state.TrainState):
 
 
 # Compiled once for all networks that are equal; a step shares its pass with whoever looks at the gradients.
-@partial(jax.jit, static_argnums=0)
-def loss_and_gradients(model: Classifier, variables: Variables, X: Array, Y: Array) -> tuple:
-    """Loss, logits with batch statistics, gradients, and the running statistics after this pass."""
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def loss_and_gradients(
+    model: Classifier,
+    variables: Variables,
+    X: Array,
+    Y: Array,
+    label_smoothing: float = 0.0,
+    freeze: str = "",
+) -> tuple:
+    """Loss, logits with batch statistics, gradients, and the running statistics after this pass.
 
-    def loss(params: Any) -> tuple[Array, tuple]:
-        Y_hat, updates = model.apply({**variables, "params": params}, X, mutable=["batch_stats"])
-        return model.loss(Y_hat, Y), (Y_hat, updates["batch_stats"])
+    With `freeze`, batch norm evaluates; gradients are those of `last`, and statistics there are none.
+    """
+    model = model.clone(training=False) if freeze else model
 
-    (value, (Y_hat, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    def loss(trained: Any) -> tuple[Array, tuple]:
+        params = with_trained(variables["params"], trained)
+        mutable = [] if freeze else ["batch_stats"]
+        Y_hat, updates = model.apply({**variables, "params": params}, X, mutable=mutable)
+        return model.loss(Y_hat, Y, label_smoothing), (Y_hat, updates.get("batch_stats"))
+
+    trained = trained_part(variables["params"], freeze)
+    (value, (Y_hat, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
     return value, Y_hat, gradients, batch_stats
 
 
-@partial(jax.jit, donate_argnums=0)
-def apply_gradients(state: TrainState, gradients: Any, batch_stats: Any, lr: ArrayLike) -> TrainState:
+@partial(jax.jit, donate_argnums=0, static_argnums=4)
+def apply_gradients(
+    state: TrainState, gradients: Any, batch_stats: Any, lr: ArrayLike, freeze: str = ""
+) -> TrainState:
     """The state after one step of the optimizer at this rate; the old one's memory is given away."""
     opt_state = optax.tree_utils.tree_set(state.opt_state, learning_rate=lr)
-    return state.replace(opt_state=opt_state).apply_gradients(grads=gradients, batch_stats=batch_stats)
+    before = state.replace(opt_state=opt_state, params=trained_part(state.params, freeze))
+    after = before.apply_gradients(grads=gradients, batch_stats=batch_stats or state.batch_stats)
+    return after.replace(params=with_trained(state.params, after.params))
 
 
 def train_step(
-    model: Classifier, state: TrainState, X: Array, Y: Array, lr: ArrayLike
+    model: Classifier,
+    state: TrainState,
+    X: Array,
+    Y: Array,
+    lr: ArrayLike,
+    label_smoothing: float = 0.0,
+    freeze: str = "",
 ) -> tuple[TrainState, Array, Array]:
     """The state after one step of the optimizer, and the loss and logits before it."""
-    loss, Y_hat, gradients, batch_stats = loss_and_gradients(model, state.variables, X, Y)
-    return apply_gradients(state, gradients, batch_stats, lr), loss, Y_hat
+    loss, Y_hat, gradients, batch_stats = loss_and_gradients(
+        model, state.variables, X, Y, label_smoothing, freeze
+    )
+    return apply_gradients(state, gradients, batch_stats, lr, freeze), loss, Y_hat
+
+
+@partial(jax.jit, donate_argnums=0)
+def update_average(average: Variables, variables: Variables, share: ArrayLike) -> Variables:
+    """The average that keeps 1 − `share` of the old one, whose memory is given away."""
+    return optax.incremental_update(variables, average, share)
 
 
 @jax.jit

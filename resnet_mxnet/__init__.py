@@ -1,7 +1,7 @@
 """ResNet and ResNeXt in MXNet, with Gluon."""
 
 import resnet_mxnet.compat  # noqa: F401  (before MXNet is imported anywhere)
-from common.data import FashionMNIST
+from common.data import FashionMNIST, ImageFolder
 from resnet_mxnet.blocks import Residual, ResNeXtBlock
 from resnet_mxnet.resnet import (
     ResNet,
@@ -21,6 +21,7 @@ from resnet_mxnet.training import Classifier, Trainer
 __all__ = [
     "Classifier",
     "FashionMNIST",
+    "ImageFolder",
     "ResNeXt50_32x4d",
     "ResNeXt101_32x8d",
     "ResNeXt101_64x4d",

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
+from common.recipe import Recipe
 from common.weights import Weights, is_statistic
 from resnet_mxnet.resnet import ResNet
-from resnet_mxnet.training import count_correct, loss_and_gradients, train_step
+from resnet_mxnet.training import count_correct, loss_and_gradients, train_step, update_average
 
 
 class Model(contract.Model):
@@ -63,13 +64,21 @@ class Model(contract.Model):
         }
         return contract.Evaluation(loss.item(), logits.asnumpy(), gradients, running)
 
-    def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
-        self._trainer = self._net.configure_optimizers(momentum, weight_decay)
+    def _new_optimizer(self, recipe: Recipe) -> None:
+        self._trainer = self._net.configure_optimizers(
+            recipe.momentum, recipe.weight_decay, recipe.no_decay_norm, recipe.lr_backbone, recipe.freeze
+        )
+        self._average = {name: p.data().copy() for name, p in self._parameters.items() if recipe.ema}
 
-    def _begin_step(self, x: NDArray, y: NDArray, lr: float) -> Callable[[], tuple[float, int]]:
+    def _begin_step(
+        self, x: NDArray, y: NDArray, lr: float, recipe: Recipe
+    ) -> Callable[[], tuple[float, int]]:
         self._trainer.set_learning_rate(lr)
         X, Y = self._array(x), self._array(y)
-        loss, logits = train_step(self._net, self._trainer, X, Y)
+        loss, logits = train_step(self._net, self._trainer, X, Y, recipe.label_smoothing, recipe.freeze)
+        if recipe.ema:
+            weights = [parameter.data() for parameter in self._parameters.values()]
+            update_average(list(self._average.values()), weights, 1 - recipe.ema)
         correct = count_correct(logits, Y)
         if self.device == "cpu":
             mx.nd.waitall()  # its engine and Python would take each other's cores: 5 % of a step
@@ -85,9 +94,15 @@ class Model(contract.Model):
             updater.states[index] = mx.nd.array(array, self._device, array.dtype)
             updater.states_synced[index] = True  # it lies where the parameter does
 
+    def _averaged_weights(self) -> Weights:
+        return {name: array.asnumpy() for name, array in self._average.items()}
+
+    def _load_averaged_weights(self, weights: Weights) -> None:
+        self._average = {name: self._array(array) for name, array in weights.items()}
+
     def _velocities(self) -> dict[str, mx.nd.NDArray]:
         states, indices = self._trainer._updaters[0].states, self._trainer._param2idx
-        found = {name: states.get(indices[p.name]) for name, p in self._parameters.items()}
+        found = {name: states.get(indices.get(p.name)) for name, p in self._parameters.items()}
         return {name: state for name, state in found.items() if state is not None}
 
     def _array(self, array: NDArray) -> np.ndarray:

@@ -126,3 +126,14 @@ class SGD(mx.optimizer.SGD):
         weight -= self._get_lr(index) * velocity
 
     update_multi_precision = update
+
+    def _get_lr(self, index: int) -> float:
+        """Trap: under a Gluon Trainer, MXNet asks the parameters alone, and not what `set_lr_mult` was told.
+
+        What is written into the parameters would outlive the optimizer.
+        """
+        return super()._get_lr(index) * self.lr_mult.get(self.param_dict[index].name, 1.0)
+
+    def _get_wd(self, index: int) -> float:
+        """The same of `set_wd_mult`."""
+        return super()._get_wd(index) * self.wd_mult.get(self.param_dict[index].name, 1.0)

@@ -1,8 +1,9 @@
 """Loss, training step and trainer, as Gluon users write them."""
 
+from contextlib import nullcontext
 from types import ModuleType
 
-from mxnet import autograd, gluon, np
+from mxnet import autograd, gluon, np, npx
 from mxnet.gluon import nn
 
 import common.training
@@ -10,6 +11,7 @@ from common.summary import layer_line
 from resnet_mxnet.layers import SGD, exact_decay
 
 cross_entropy = gluon.loss.SoftmaxCrossEntropyLoss()
+soft_cross_entropy = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
 
 
 class Classifier(nn.HybridBlock):
@@ -28,14 +30,29 @@ class Classifier(nn.HybridBlock):
             outputs[name] = X = layer(X)
         return outputs
 
-    def loss(self, Y_hat: np.ndarray, Y: np.ndarray) -> np.ndarray:
+    def loss(self, Y_hat: np.ndarray, Y: np.ndarray, label_smoothing: float = 0.0) -> np.ndarray:
         """Mean softmax cross-entropy of logits (N, classes) and labels (N,)."""
-        return cross_entropy(Y_hat, Y).mean()
+        if not label_smoothing:
+            return cross_entropy(Y_hat, Y).mean()
+        classes = Y_hat.shape[1]
+        targets = npx.one_hot(Y, classes, dtype=Y_hat.dtype) * (1 - label_smoothing)
+        return soft_cross_entropy(Y_hat, targets + label_smoothing / classes).mean()
 
-    def configure_optimizers(self, momentum: float = 0.0, weight_decay: float = 0.0) -> gluon.Trainer:
-        """SGD at the network's learning rate."""
+    def configure_optimizers(
+        self,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        no_decay_norm: bool = False,
+        lr_backbone: float = 1.0,
+        freeze: str = "",
+    ) -> gluon.Trainer:
+        """SGD at the network's learning rate. Arguments as in `common.recipe`."""
+        parameters, last = self.collect_params(), self.net.last.collect_params()
         optimizer = SGD(learning_rate=self.lr, momentum=momentum, wd=weight_decay)
-        return gluon.Trainer(self.collect_params(), optimizer, kvstore=None)
+        optimizer.set_lr_mult({name: lr_backbone for name in parameters if name not in last})
+        if no_decay_norm:
+            optimizer.set_wd_mult({name: 0.0 for name, p in parameters.items() if len(p.shape) == 1})
+        return gluon.Trainer(last if freeze else parameters, optimizer, kvstore=None)
 
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, C, H, W)."""
@@ -47,23 +64,42 @@ class Classifier(nn.HybridBlock):
             print(layer_line(name, outputs[name].shape))
 
 
-def loss_and_gradients(model: Classifier, X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and logits with batch statistics; the gradients are left in each parameter's `.grad()`."""
-    with exact_decay(model):
+def loss_and_gradients(
+    model: Classifier, X: np.ndarray, Y: np.ndarray, label_smoothing: float = 0.0, freeze: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and logits with batch statistics; the gradients are left in each parameter's `.grad()`.
+
+    With `freeze`, batch norm evaluates, and what is before `last` is not recorded.
+    """
+    with nullcontext() if freeze else exact_decay(model):
+        *backbone, last = model.net._children.values() if freeze else [model]
+        for layer in backbone:
+            X = layer(X)
         with autograd.record():
-            Y_hat = model(X)
-            loss = model.loss(Y_hat, Y)
+            Y_hat = last(X)
+            loss = model.loss(Y_hat, Y, label_smoothing)
         loss.backward()
     return loss, Y_hat
 
 
 def train_step(
-    model: Classifier, trainer: gluon.Trainer, X: np.ndarray, Y: np.ndarray
+    model: Classifier,
+    trainer: gluon.Trainer,
+    X: np.ndarray,
+    Y: np.ndarray,
+    label_smoothing: float = 0.0,
+    freeze: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
     """One step of the optimizer, in place; returns the loss and logits before it."""
-    loss, Y_hat = loss_and_gradients(model, X, Y)
+    loss, Y_hat = loss_and_gradients(model, X, Y, label_smoothing, freeze)
     trainer.step(1)  # the loss is a mean already
     return loss, Y_hat
+
+
+def update_average(average: list[np.ndarray], weights: list[np.ndarray], share: float) -> None:
+    """The average keeps 1 − `share` of what it was, in place."""
+    for old, new in zip(average, weights, strict=True):
+        old += share * (new - old)
 
 
 def count_correct(Y_hat: np.ndarray, Y: np.ndarray) -> np.ndarray:

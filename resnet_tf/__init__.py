@@ -1,7 +1,7 @@
 """ResNet and ResNeXt in TensorFlow, with Keras 3."""
 
 import resnet_tf.compat  # noqa: F401  (before TensorFlow or Keras is imported)
-from common.data import FashionMNIST
+from common.data import FashionMNIST, ImageFolder
 from resnet_tf.blocks import Residual, ResNeXtBlock
 from resnet_tf.resnet import (
     ResNet,
@@ -21,6 +21,7 @@ from resnet_tf.training import Classifier, Trainer
 __all__ = [
     "Classifier",
     "FashionMNIST",
+    "ImageFolder",
     "ResNeXt50_32x4d",
     "ResNeXt101_32x8d",
     "ResNeXt101_64x4d",

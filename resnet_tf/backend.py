@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
@@ -12,10 +13,17 @@ import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
 from common.layout import from_channels_last, nchw, nhwc, to_channels_last
+from common.recipe import Recipe
 from common.weights import Weights, is_statistic
 from resnet_tf.layers import SGD, precision, use_full_float32
 from resnet_tf.resnet import ResNet
-from resnet_tf.training import apply_gradients, count_correct, loss_and_gradients
+from resnet_tf.training import (
+    apply_gradients,
+    count_correct,
+    loss_and_gradients,
+    trained_variables,
+    update_average,
+)
 
 
 class Model(contract.Model):
@@ -40,12 +48,11 @@ class Model(contract.Model):
             self._net = net or ResNet(arch)
             self._net(tf.zeros((1, 32, 32, arch.in_channels), self.dtype))  # one image makes the variables
         self._variables = {name: _variable(self._net, name) for name in arch.parameter_shapes()}
-        order = {v.path: i for i, v in enumerate(self._net.trainable_variables)}  # that of the gradients
-        self._trained = {name: order[v.path] for name, v in self._variables.items() if v.path in order}
         self._predict_graph = tf.function(partial(self._net, training=False))
         self._activations_graph = tf.function(self._net.activations)
         self._gradients_graph = tf.function(partial(loss_and_gradients, self._net))
-        self._optimizers: dict[tuple[bool, bool], tuple[SGD, Callable[..., Any]]] = {}
+        self._optimizers: dict[tuple, tuple[SGD, Callable[..., Any]]] = {}
+        self._average: dict[str, tf.Variable] = {}
 
     def _load_weights(self, weights: Weights) -> None:
         for name, array in weights.items():
@@ -71,41 +78,76 @@ class Model(contract.Model):
         return contract.Evaluation(
             float(loss),
             logits.numpy(),
-            {name: from_channels_last(gradients[i].numpy()) for name, i in self._trained.items()},
+            {name: from_channels_last(gradients[i].numpy()) for name, i in self._order().items()},
             running,
         )
 
-    def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
-        kind = bool(momentum), bool(weight_decay)
+    def _new_optimizer(self, recipe: Recipe) -> None:
+        momentum, decay = recipe.momentum, recipe.weight_decay
+        kind = bool(momentum), bool(decay), recipe.no_decay_norm, recipe.lr_backbone, recipe.freeze
         if kind not in self._optimizers:  # compiled for any momentum and weight decay, or for none
             with tf.device(self._device):
-                optimizer = self._net.configure_optimizers(momentum, weight_decay)
-                optimizer.build(self._net.trainable_variables)
-            self._optimizers[kind] = optimizer, tf.function(partial(apply_gradients, self._net, optimizer))
+                optimizer = self._net.configure_optimizers(
+                    momentum, decay, recipe.no_decay_norm, recipe.lr_backbone
+                )
+                optimizer.build(trained_variables(self._net, recipe.freeze))
+            update = tf.function(partial(apply_gradients, self._net, optimizer, recipe.freeze))
+            self._optimizers[kind] = optimizer, update
         self._optimizer, self._update_graph = self._optimizers[kind]
-        self._optimizer.restart(momentum, weight_decay)
+        self._optimizer.restart(momentum, decay)
+        self._velocities = {}
+        if momentum:
+            order = self._order(recipe.freeze)
+            self._velocities = {name: self._optimizer.velocities[i] for name, i in order.items()}
+        if recipe.ema:
+            self._start_average()
 
-    def _begin_step(self, x: NDArray, y: NDArray, lr: float) -> Callable[[], tuple[float, int]]:
+    def _start_average(self) -> None:
+        """The average is made where the weights are, once, and starts as they are."""
+        if not self._average:
+            weights = [variable.value for variable in self._variables.values()]
+            with tf.device(self._device):
+                averages = [tf.Variable(weight, trainable=False) for weight in weights]
+            self._average = dict(zip(self._variables, averages, strict=True))
+            self._average_graph = tf.function(partial(update_average, averages, weights))
+        for name, average in self._average.items():
+            average.assign(self._variables[name].value)
+
+    def _begin_step(
+        self, x: NDArray, y: NDArray, lr: float, recipe: Recipe
+    ) -> Callable[[], tuple[float, int]]:
         self._optimizer.learning_rate.assign(lr)
-        loss, logits, gradients = self._run(self._gradients_graph, nhwc(x), y)
+        options = {"label_smoothing": recipe.label_smoothing, "freeze": recipe.freeze}
+        loss, logits, gradients = self._run(self._gradients_graph, nhwc(x), y, **options)
         self._run(self._update_graph, *gradients)
+        if recipe.ema:
+            self._run(self._average_graph, np.asarray(1 - recipe.ema, self.dtype))
         correct = self._run(count_correct, logits, y)
         return lambda: (float(loss), int(correct))
 
     def _optimizer_state(self) -> Weights:
-        return {name: from_channels_last(v.numpy()) for name, v in self._velocities().items()}
+        return {name: from_channels_last(v.numpy()) for name, v in self._velocities.items()}
 
     def _load_optimizer_state(self, state: Weights) -> None:
-        for name, variable in self._velocities().items():
+        for name, variable in self._velocities.items():
             variable.assign(to_channels_last(state[name]))
 
-    def _velocities(self) -> dict[str, keras.Variable]:
-        return {name: self._optimizer.velocities[i] for name, i in self._trained.items()}
+    def _averaged_weights(self) -> Weights:
+        return {name: from_channels_last(v.numpy()) for name, v in self._average.items()}
 
-    def _run(self, graph: Callable[..., Any], *arrays: NDArray) -> Any:
+    def _load_averaged_weights(self, weights: Weights) -> None:
+        for name, variable in self._average.items():
+            variable.assign(to_channels_last(weights[name]))
+
+    def _order(self, freeze: str = "") -> dict[str, int]:
+        """Canonical name to place among the trained variables: that of gradients and velocities."""
+        order = {v.path: i for i, v in enumerate(trained_variables(self._net, freeze))}
+        return {name: order[v.path] for name, v in self._variables.items() if v.path in order}
+
+    def _run(self, graph: Callable[..., Any], *arrays: NDArray, **options: Any) -> Any:
         """Call a compiled function where the model is: TensorFlow prefers a GPU wherever there is one."""
         with tf.device(self._device):
-            return graph(*[tf.convert_to_tensor(array) for array in arrays])
+            return graph(*[tf.convert_to_tensor(array) for array in arrays], **options)
 
 
 def _variable(net: ResNet, name: str) -> keras.Variable:

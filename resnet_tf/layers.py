@@ -115,6 +115,7 @@ class SGD(keras.optimizers.Optimizer):
     """SGD whose velocity and weight decay mean what they mean in the other three.
 
     With gradient g, parameter w and velocity v: g += weight_decay · w;  v = momentum · v + g;  w −= lr · v.
+    What `no_decay_norm` and `lr_backbone` are, `common.recipe` says.
 
     Trap: Keras' own keeps −lr · v, so that a new rate would act on old gradients too late; its weight decay
     acts beside the gradient, and without momentum; and its `ops.cast` rounds a Python float to float32,
@@ -122,10 +123,17 @@ class SGD(keras.optimizers.Optimizer):
     """
 
     def __init__(
-        self, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0, **options: Any
+        self,
+        learning_rate: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        no_decay_norm: bool = False,
+        lr_backbone: float = 1.0,
+        **options: Any,
     ) -> None:
         super().__init__(learning_rate, **options)
         self.figures = {"momentum": momentum, "weight_decay": weight_decay}
+        self.no_decay_norm, self.lr_backbone = no_decay_norm, lr_backbone
         # Variables, as the learning rate is, so that another value is no other program; None costs nothing.
         dtype = keras.config.floatx()
         self.momentum = tf.Variable(momentum, trainable=False, dtype=dtype) if momentum else None
@@ -136,6 +144,7 @@ class SGD(keras.optimizers.Optimizer):
             super().build(variables)
             has_velocity = self.momentum is not None
             self.velocities = self.add_optimizer_variables(variables, "velocity") if has_velocity else []
+            self.shares = [1.0 if "/last/" in v.path else self.lr_backbone for v in variables]  # of the rate
 
     def restart(self, momentum: float, weight_decay: float) -> None:
         """Begin anew from zero velocity; a figure that was above 0 may be another above 0."""
@@ -149,7 +158,9 @@ class SGD(keras.optimizers.Optimizer):
 
     def update_step(self, gradient: Tensor, variable: tf.Variable, learning_rate: Tensor) -> None:
         rate = ops.cast(learning_rate, variable.dtype)
-        if self.l2 is not None:
+        if self.lr_backbone != 1:
+            rate *= self.shares[self._get_variable_index(variable)]
+        if self.l2 is not None and not (self.no_decay_norm and len(variable.shape) == 1):
             gradient = gradient + tf.cast(self.l2, variable.dtype) * variable
         if self.momentum is not None:
             velocity = self.velocities[self._get_variable_index(variable)].value
@@ -161,7 +172,8 @@ class SGD(keras.optimizers.Optimizer):
             tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self.figures}
+        shares = {"no_decay_norm": self.no_decay_norm, "lr_backbone": self.lr_backbone}
+        return {**super().get_config(), **self.figures, **shares}
 
 
 @contextmanager

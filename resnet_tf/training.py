@@ -43,14 +43,26 @@ class Classifier(Model):
             outputs[layer.name] = X = layer(X, training=False)
         return outputs
 
-    def loss(self, Y_hat: Tensor, Y: Tensor) -> Tensor:
+    def loss(self, Y_hat: Tensor, Y: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Mean softmax cross-entropy of logits (N, classes) and labels (N,)."""
-        return tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(Y, Y_hat, from_logits=True))
+        if not label_smoothing:
+            return tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(Y, Y_hat, from_logits=True))
+        targets = tf.one_hot(Y, Y_hat.shape[1], dtype=Y_hat.dtype)
+        losses = keras.losses.categorical_crossentropy(
+            targets, Y_hat, from_logits=True, label_smoothing=label_smoothing
+        )
+        return tf.reduce_mean(losses)
 
-    def configure_optimizers(self, momentum: float = 0.0, weight_decay: float = 0.0) -> SGD:
-        """SGD at the network's learning rate."""
+    def configure_optimizers(
+        self,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        no_decay_norm: bool = False,
+        lr_backbone: float = 1.0,
+    ) -> SGD:
+        """SGD at the network's learning rate. Arguments as in `common.recipe`."""
         with precision(self.dtype_policy.name):
-            return SGD(float(self.lr), momentum, weight_decay)
+            return SGD(float(self.lr), momentum, weight_decay, no_decay_norm, lr_backbone)
 
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, H, W, C)."""
@@ -61,24 +73,50 @@ class Classifier(Model):
             print(layer_line(name, outputs[name].shape))
 
 
-def loss_and_gradients(model: Classifier, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Loss, logits with batch statistics, and the gradients in the order of the trainable variables."""
-    with tf.GradientTape() as tape:
-        Y_hat = model(X, training=True)
-        loss = type(model).loss(model, Y_hat, Y)  # whatever loss the user compiled `model` with
-    return loss, Y_hat, tape.gradient(loss, model.trainable_variables)
+def trained_variables(model: Classifier, freeze: str = "") -> list[keras.Variable]:
+    """The variables that are trained: all that can be, or those of `last`."""
+    return (model.net.get_layer("last") if freeze else model).trainable_variables
 
 
-def apply_gradients(model: Classifier, optimizer: SGD, *gradients: Tensor) -> None:
-    """One step of the optimizer, in place, with gradients in the order of the trainable variables."""
-    optimizer.apply(gradients, model.trainable_variables)
+def loss_and_gradients(
+    model: Classifier, X: Tensor, Y: Tensor, label_smoothing: float = 0.0, freeze: str = ""
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Loss, logits with batch statistics, and the gradients in the order of the trained variables.
+
+    With `freeze`, batch norm evaluates.
+    """
+    variables = trained_variables(model, freeze)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch([variable.value for variable in variables])
+        Y_hat = model(X, training=not freeze)
+        # whatever loss the user compiled `model` with
+        loss = type(model).loss(model, Y_hat, Y, label_smoothing)
+    return loss, Y_hat, tape.gradient(loss, variables)
 
 
-def train_step(model: Classifier, optimizer: SGD, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+def apply_gradients(model: Classifier, optimizer: SGD, freeze: str, *gradients: Tensor) -> None:
+    """One step of the optimizer, in place, with gradients in the order of the trained variables."""
+    optimizer.apply(gradients, trained_variables(model, freeze))
+
+
+def train_step(
+    model: Classifier,
+    optimizer: SGD,
+    X: Tensor,
+    Y: Tensor,
+    label_smoothing: float = 0.0,
+    freeze: str = "",
+) -> tuple[Tensor, Tensor]:
     """One step of the optimizer, in place; returns the loss and logits before it."""
-    loss, Y_hat, gradients = loss_and_gradients(model, X, Y)
-    apply_gradients(model, optimizer, *gradients)
+    loss, Y_hat, gradients = loss_and_gradients(model, X, Y, label_smoothing, freeze)
+    apply_gradients(model, optimizer, freeze, *gradients)
     return loss, Y_hat
+
+
+def update_average(average: list[tf.Variable], weights: list[tf.Variable], share: Tensor) -> None:
+    """The average keeps 1 − `share` of what it was, in place."""
+    for old, new in zip(average, weights, strict=True):
+        old.assign_add(share * (new - old))
 
 
 def count_correct(Y_hat: Tensor, Y: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """ResNet and ResNeXt in PyTorch."""
 
-from common.data import FashionMNIST
+from common.data import FashionMNIST, ImageFolder
 from resnet_torch.blocks import Residual, ResNeXtBlock
 from resnet_torch.resnet import (
     ResNet,
@@ -20,6 +20,7 @@ from resnet_torch.training import Classifier, Trainer
 __all__ = [
     "Classifier",
     "FashionMNIST",
+    "ImageFolder",
     "ResNeXt50_32x4d",
     "ResNeXt101_32x8d",
     "ResNeXt101_64x4d",

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
+from common.recipe import Recipe
 from common.weights import Weights, is_statistic
 from resnet_torch.layers import use_full_float32
 from resnet_torch.resnet import ResNet
-from resnet_torch.training import autocast, count_correct, loss_and_gradients, train_step
+from resnet_torch.training import autocast, count_correct, loss_and_gradients, train_step, update_average
 
 
 class Model(contract.Model):
@@ -87,13 +88,23 @@ class Model(contract.Model):
         self._net.zero_grad()  # the arrays are now the only ones to hold these gradients
         return contract.Evaluation(loss.item(), self._array(logits), gradients, running)
 
-    def _new_optimizer(self, momentum: float, weight_decay: float) -> None:
-        self._optimizer = self._net.configure_optimizers(momentum, weight_decay)
+    def _new_optimizer(self, recipe: Recipe) -> None:
+        self._optimizer = self._net.configure_optimizers(
+            recipe.momentum, recipe.weight_decay, recipe.no_decay_norm, recipe.lr_backbone, recipe.freeze
+        )
+        self._average = {name: t.detach().clone() for name, t in self._tensors.items() if recipe.ema}
 
-    def _begin_step(self, x: NDArray, y: NDArray, lr: float) -> Callable[[], tuple[float, int]]:
-        self._optimizer.param_groups[0]["lr"] = lr
+    def _begin_step(
+        self, x: NDArray, y: NDArray, lr: float, recipe: Recipe
+    ) -> Callable[[], tuple[float, int]]:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group["lr_share"]
         X, Y = self._images_in(x), self._tensor(y).long()
-        loss, logits = train_step(self._net, self._optimizer, X, Y, self.bfloat16)
+        loss, logits = train_step(
+            self._net, self._optimizer, X, Y, self.bfloat16, recipe.label_smoothing, recipe.freeze
+        )
+        if recipe.ema:
+            update_average(list(self._average.values()), list(self._tensors.values()), recipe.ema)
         correct = count_correct(logits, Y)
         return lambda: (loss.item(), int(correct))
 
@@ -105,6 +116,13 @@ class Model(contract.Model):
     def _load_optimizer_state(self, state: Weights) -> None:
         for name, array in state.items():
             self._optimizer.state[self._parameters[name]]["momentum_buffer"] = self._tensor(array)
+
+    def _averaged_weights(self) -> Weights:
+        return {name: self._array(tensor) for name, tensor in self._average.items()}
+
+    def _load_averaged_weights(self, weights: Weights) -> None:
+        for name, array in weights.items():
+            self._average[name].copy_(torch.from_numpy(array))
 
     def _images_in(self, x: NDArray) -> Tensor:
         """(N, C, H, W), in the network's layout."""

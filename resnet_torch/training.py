@@ -1,10 +1,12 @@
 """Loss, training step and trainer, as PyTorch users write them."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import common.training
 from common.summary import layer_line
@@ -26,13 +28,34 @@ class Classifier(nn.Module):
             outputs[name] = X = layer(X)
         return outputs
 
-    def loss(self, Y_hat: Tensor, Y: Tensor) -> Tensor:
+    def loss(self, Y_hat: Tensor, Y: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Mean softmax cross-entropy of logits (N, classes) and labels (N,)."""
-        return F.cross_entropy(Y_hat, Y)
+        return F.cross_entropy(Y_hat, Y, label_smoothing=label_smoothing)
 
-    def configure_optimizers(self, momentum: float = 0.0, weight_decay: float = 0.0) -> torch.optim.SGD:
-        """SGD at the network's learning rate."""
-        return torch.optim.SGD(self.parameters(), self.lr, momentum, weight_decay=weight_decay)
+    def configure_optimizers(
+        self,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        no_decay_norm: bool = False,
+        lr_backbone: float = 1.0,
+        freeze: str = "",
+    ) -> torch.optim.SGD:
+        """SGD at the network's learning rate; each group keeps its share. Arguments as in `common.recipe`."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            is_last = name.startswith("net.last.")
+            share = 1.0 if is_last else lr_backbone
+            decay = 0.0 if no_decay_norm and parameter.ndim == 1 else weight_decay
+            if is_last or not freeze:
+                groups.setdefault((share, decay), []).append(parameter)
+        return torch.optim.SGD(
+            [
+                {"params": parameters, "lr": self.lr * share, "lr_share": share, "weight_decay": decay}
+                for (share, decay), parameters in groups.items()
+            ],
+            self.lr,
+            momentum,
+        )
 
     @torch.no_grad()
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
@@ -54,8 +77,27 @@ def autocast(X: Tensor, bfloat16: bool) -> AbstractContextManager:
     return torch.autocast(X.device.type, torch.bfloat16) if bfloat16 else nullcontext()
 
 
+@contextmanager
+def frozen_backbone(model: Classifier) -> Iterator[None]:
+    """All but `last` in evaluation and without gradients; afterwards what had gradients has them again."""
+    layers = [layer for name, layer in model.net.named_children() if name != "last"]
+    trained = [p for layer in layers for p in layer.parameters() if p.requires_grad]
+    for layer in layers:
+        layer.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 def loss_and_gradients(
-    model: Classifier, X: Tensor, Y: Tensor, bfloat16: bool = False
+    model: Classifier,
+    X: Tensor,
+    Y: Tensor,
+    bfloat16: bool = False,
+    label_smoothing: float = 0.0,
+    freeze: str = "",
 ) -> tuple[Tensor, Tensor]:
     """Loss and logits with batch statistics; the gradients are left in each parameter's `.grad`.
 
@@ -63,21 +105,33 @@ def loss_and_gradients(
     """
     model.train()
     model.zero_grad()
-    with autocast(X, bfloat16):
-        Y_hat = model(X)
-    Y_hat = Y_hat.to(X.dtype)
-    loss = model.loss(Y_hat, Y)
-    loss.backward()
+    with frozen_backbone(model) if freeze else nullcontext():
+        with autocast(X, bfloat16):
+            Y_hat = model(X)
+        Y_hat = Y_hat.to(X.dtype)
+        loss = model.loss(Y_hat, Y, label_smoothing)
+        loss.backward()
     return loss.detach(), Y_hat.detach()
 
 
 def train_step(
-    model: Classifier, optimizer: torch.optim.SGD, X: Tensor, Y: Tensor, bfloat16: bool = False
+    model: Classifier,
+    optimizer: torch.optim.SGD,
+    X: Tensor,
+    Y: Tensor,
+    bfloat16: bool = False,
+    label_smoothing: float = 0.0,
+    freeze: str = "",
 ) -> tuple[Tensor, Tensor]:
     """One step of the optimizer, in place; returns the loss and logits before it."""
-    loss, Y_hat = loss_and_gradients(model, X, Y, bfloat16)
+    loss, Y_hat = loss_and_gradients(model, X, Y, bfloat16, label_smoothing, freeze)
     optimizer.step()
     return loss, Y_hat
+
+
+def update_average(average: list[Tensor], weights: list[Tensor], ema: float) -> None:
+    """average = ema · average + (1 − ema) · weights, in place."""
+    get_ema_multi_avg_fn(ema)(average, weights, 0)
 
 
 def count_correct(Y_hat: Tensor, Y: Tensor) -> Tensor:

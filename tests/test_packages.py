@@ -75,6 +75,7 @@ SIGNATURES = {
 }
 CHAPTER_CALLS = {
     "FashionMNIST": {"batch_size": 64, "resize": (28, 28)},
+    "ImageFolder": {"root": inspect.Parameter.empty, "batch_size": 64, "resize": (224, 224)},
     "Trainer": {"max_epochs": inspect.Parameter.empty, "num_gpus": 0},
 }
 
@@ -104,9 +105,10 @@ def test_data_and_trainer_are_called_as_in_the_chapter(backend: str, name: str) 
 
 def test_the_packages_export_the_same_names(backend: str) -> None:
     found = package(backend)
-    assert set(found.__all__) == {*CLASSES, "Classifier", "FashionMNIST", "Trainer"}
+    data = {"FashionMNIST", "ImageFolder"}  # the same for all four
+    assert set(found.__all__) == {*CLASSES, *data, "Classifier", "Trainer"}
     for name in found.__all__:
-        home = "common.data" if name == "FashionMNIST" else PACKAGES[backend]  # the same data for all four
+        home = "common.data" if name in data else PACKAGES[backend]
         assert getattr(found, name).__module__.startswith(home)
 
 

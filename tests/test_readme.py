@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from common import architecture, initial_weights, save_checkpoint
 from common.backend import BACKENDS
+from tests.data.folders import make_folder
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -38,7 +40,7 @@ def test_the_chapters_lines_run(backends: list[str], tmp_path: Path) -> None:
 
 def test_its_last_lines_train(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (code,) = blocks("python", "trainer.fit")
+    (code,) = blocks("python", "FashionMNIST(")
     for long, short in (
         ("resnet_torch", BACKENDS[backend].module.split(".")[0]),
         ("batch_size=128, resize=(96, 96)", "batch_size=16, resize=(28, 28), limit_train=32, limit_val=16"),
@@ -48,6 +50,25 @@ def test_its_last_lines_train(backend: str, tmp_path: Path, monkeypatch: pytest.
         code = code.replace(long, short)
     assert "epoch 1/1" in run(code, tmp_path)
     assert (tmp_path / "runs" / f"resnet18-{backend}-1" / "best.safetensors").is_file()
+
+
+def test_it_trains_on_a_folder_of_images(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    make_folder(tmp_path / "FOLDER")
+    arch = architecture("resnet18", in_channels=3, num_classes=1000)
+    save_checkpoint(tmp_path / "imagenet.safetensors", arch, initial_weights(arch))
+    (code,) = blocks("python", "ImageFolder(")
+    for long, short in (
+        ("resnet_torch", BACKENDS[backend].module.split(".")[0]),
+        ("resnet50", "resnet18"),
+        ("batch_size=64, resize=(224, 224)", "batch_size=8, resize=(32, 32)"),
+        ("max_epochs=10", "max_epochs=1"),
+    ):
+        assert long in code
+        code = code.replace(long, short)
+    assert "epoch 1/1" in run(code, tmp_path)
 
 
 def test_the_architecture_by_hand_is_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,16 +33,25 @@ Data = Annotated[
     typer.Option(
         metavar="DIR",
         envvar="RESNET_TABS_DATA",
-        help="Folder of the full Fashion-MNIST. Default: where it is found, else the shipped sample.",
+        help="Folder of the full Fashion-MNIST, or of images: train/CLASS/*.jpg and val/CLASS/*.jpg, or "
+        "CLASS/*.jpg. Default: Fashion-MNIST where it is found, else the shipped sample.",
     ),
 ]
+ValShare = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of a folder's images for validation, where it has no train and val. Default: 0.1."
+    ),
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out files that are no images.")]
+NumWorkers = Annotated[int, typer.Option(help="Processes that prepare images; with 0, threads do.")]
 
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file, or the folder of a run: its best.")
 ]
 Resize = Annotated[
     int | None,
-    typer.Option(help="Height and width the network sees. Default: the run's; else 96, of ImageNet 224."),
+    typer.Option(help="Height and width the network sees. Default: as trained; else 96, of ImageNet 224."),
 ]
 
 
@@ -90,16 +100,10 @@ def open_checkpoint(
     path: Path, resize: int | None
 ) -> tuple[Path, Architecture, Weights, tuple[int, int], str]:
     """The checkpoint meant, its architecture and weights, and the size and data set of its images."""
-    from common.training.runs import is_run, read_settings
+    from common.training.runs import checkpoint_file, is_run, read_settings
     from common.weights import load_checkpoint, load_metadata
 
-    if path.is_dir():
-        settings = read_settings(path)
-        if settings.backend == "all":
-            raise BadInput(f"{path} has four runs; name one of them, such as {path / 'torch'}")
-        path = path / "best.safetensors"
-        if not path.is_file():
-            raise BadInput(f"{path.parent} has no finished epoch yet; give {path.with_stem('last')}")
+    path = checkpoint_file(path)
     network, weights = load_checkpoint(path)
     dataset = load_metadata(path).get("dataset", "")
     if dataset == imagenet.NAME and (network.in_channels, network.num_classes) != (3, imagenet.NUM_CLASSES):
@@ -107,7 +111,35 @@ def open_checkpoint(
     size = (imagenet.SIZE,) * 2 if dataset == imagenet.NAME else (96, 96)
     if resize is not None:
         size = (resize, resize)
+    elif says := load_metadata(path).get("resize"):
+        size = _parse_size(path, says)
     elif is_run(path.parent):
         size = read_settings(path.parent).resize
     network.check_input((1, network.in_channels, *size))
     return path, network, weights, size, dataset
+
+
+def folder_of_images(path: Path, network: Architecture) -> tuple[tuple[str, ...], str]:
+    """Class names and `normalize` of the image folder that a checkpoint was trained on; else none and ""."""
+    from common.weights import load_metadata
+
+    says = load_metadata(path)
+    if "classes" not in says:
+        return (), ""
+    try:
+        classes = tuple(str(name) for name in json.loads(says["classes"]))
+    except (ValueError, TypeError):
+        raise BadInput(f"checkpoint {path} is damaged: its classes are not a list of names") from None
+    if len(classes) > network.num_classes:
+        raise BadInput(f"checkpoint {path} is damaged: it has more classes than its network tells")
+    unnamed = tuple(f"class {i}" for i in range(len(classes), network.num_classes))
+    return classes + unnamed, says.get("normalize", "imagenet")
+
+
+def _parse_size(path: Path, text: str) -> tuple[int, int]:
+    """ "[224, 224]" → (224, 224)."""
+    try:
+        height, width = (int(side) for side in json.loads(text))
+    except (ValueError, TypeError):
+        raise BadInput(f"checkpoint {path} is damaged: its size of images is {text!r}") from None
+    return height, width

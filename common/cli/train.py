@@ -5,15 +5,31 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.architecture import architecture
+from common.architecture import CONVENTIONS, Architecture, architecture
 from common.backend import BACKENDS, Model, load_backend
-from common.cli.options import Arch, Compile, Data, Device, Precision, check_device, check_precision
+from common.cli.options import (
+    Arch,
+    Compile,
+    Data,
+    Device,
+    NumWorkers,
+    Precision,
+    SkipBad,
+    ValShare,
+    check_device,
+    check_precision,
+)
 from common.errors import BadInput
 from common.proof.workers import quiet
+
+if TYPE_CHECKING:
+    from common.data import FashionMNIST, ImageFolder
+
+SHARED = ("batch_size", "resize", "augment", "limit_train", "limit_val", "seed")  # by all data sets
 
 
 def train(
@@ -25,13 +41,35 @@ def train(
     ] = "torch",
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    resize: Annotated[int, typer.Option(help="Height and width the network sees.")] = 96,
+    resize: Annotated[
+        int | None,
+        typer.Option(help="Height and width the network sees. Default: 96; of a folder of images 224."),
+    ] = None,
     lr: Annotated[float, typer.Option(help="Learning rate, at its highest.")] = 0.01,
     momentum: Annotated[float, typer.Option(help="Share of the velocity a step keeps.")] = 0.0,
     weight_decay: Annotated[float, typer.Option(help="Share of the weights added to the gradient.")] = 0.0,
     schedule: Annotated[str, typer.Option(help="constant, or cosine: from lr down to 0.")] = "constant",
     warmup_epochs: Annotated[int, typer.Option(help="Epochs in which lr rises from 0.")] = 0,
-    augment: Annotated[str, typer.Option(metavar="NAMES", help="flip, crop, or flip,crop.")] = "",
+    label_smoothing: Annotated[float, typer.Option(help="Share of the label spread over all.")] = 0.0,
+    no_decay_norm: Annotated[
+        bool, typer.Option("--no-decay-norm", help="No weight decay on batch norm and biases.")
+    ] = False,
+    lr_backbone: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of lr for all but the classifier.")
+    ] = 1.0,
+    freeze: Annotated[
+        str, typer.Option(metavar="backbone", help="Train the classifier alone; all else stays.")
+    ] = "",
+    ema: Annotated[
+        float, typer.Option(metavar="DECAY", help="Average weights, a step keeping DECAY of the average.")
+    ] = 0.0,
+    augment: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="flip, crop, or flip,crop; a crop of a folder's images is resized.",
+        ),
+    ] = "",
     precision: Precision = "float32",
     limit_train: Annotated[int | None, typer.Option(help="Only the first N training images.")] = None,
     limit_val: Annotated[int | None, typer.Option(help="Only the first N validation images.")] = None,
@@ -39,6 +77,19 @@ def train(
     device: Device = "cpu",
     compile: Compile = False,
     data: Data = None,
+    val_share: ValShare = None,
+    normalize: Annotated[
+        str | None, typer.Option(help="imagenet or none, for a folder of images. Default: imagenet.")
+    ] = None,
+    skip_bad: SkipBad = False,
+    num_workers: NumWorkers = 0,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Start from these weights, converted or ours; a file, or a run's folder.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Folder of the run. Default: a new runs/ARCH-BACKEND-N."),
@@ -48,26 +99,38 @@ def train(
     ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files, too.")] = False,
 ) -> None:
-    """Train on Fashion-MNIST; keep checkpoints, history and curves in a folder.
+    """Train on Fashion-MNIST or a folder of images; keep checkpoints, history and curves in a folder.
 
     Ctrl-C finishes the step, saves and says how to go on. Exits with 0 when all epochs are done, 1 if the
     run diverged, 2 if the question makes no sense, 130 after Ctrl-C.
     """
     from common import training
-    from common.data import FashionMNIST
-    from common.training.runs import Settings, new_folder, read_settings
-    from common.weights import initial_weights
+    from common.data import is_image_folder
+    from common.training.runs import Settings, checkpoint_file, new_folder, read_settings
+    from common.training.starting import check_begun, pretrained
+    from common.weights import initial_weights, load_checkpoint
 
-    network = architecture(arch)
+    architecture(arch)  # speaks up if there is none of this name
+    is_folder = data is not None and is_image_folder(data)
+    if not is_folder and (normalize is not None or val_share is not None or skip_bad or num_workers):
+        raise BadInput(
+            "--normalize, --val-share, --skip-bad and --num-workers are for a folder of images; "
+            "give one with --data"
+        )
+    size = (224 if is_folder else 96) if resize is None else resize
     options: dict[str, Any] = {
         "backend": backend,
-        "architecture": network.to_json(),
         "epochs": epochs,
         "batch_size": batch_size,
-        "resize": (resize, resize),
+        "resize": (size, size),
         "lr": lr,
         "momentum": momentum,
         "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "no_decay_norm": no_decay_norm,
+        "lr_backbone": lr_backbone,
+        "freeze": freeze,
+        "ema": ema,
         "schedule": schedule,
         "warmup_epochs": warmup_epochs,
         "augment": tuple(name.strip() for name in augment.split(",")) if augment else (),
@@ -77,11 +140,17 @@ def train(
         "seed": seed,
         "limit_train": limit_train,
         "limit_val": limit_val,
+        "normalize": normalize or ("imagenet" if is_folder else "none"),
+        "val_share": val_share,
+        "skip_bad": skip_bad,
     }
+    began_with: dict[str, Any] = {}
     if resume:
         if out is None:
             raise BadInput("--resume needs --out RUN, the folder of the run to go on with")
         began_with = dataclasses.asdict(read_settings(out))
+        if began_with["classes"] and not is_folder:
+            raise BadInput(f"{out} was trained on a folder of images; give it again, with --data FOLDER")
         for name in options:
             source = context.get_parameter_source(name)
             if source and source.name == "DEFAULT":
@@ -91,25 +160,34 @@ def train(
         load_backend(name)
     check_device(options["device"])
     check_precision(options["precision"])
-    images = FashionMNIST(
-        options["batch_size"],
-        options["resize"],
-        augment=options["augment"],
-        limit_train=options["limit_train"],
-        limit_val=options["limit_val"],
-        seed=options["seed"],
-        directory=data,
-    )
-    settings = Settings(**options, data=images.size)
+    images = _folder(data, options, num_workers) if is_folder and data else _fashion_mnist(data, options)
+    network = architecture(arch, in_channels=3 if is_folder else 1, num_classes=len(images.classes))
+    if weights or resume:  # which have their own channels and conventions
+        if weights:
+            own, _ = load_checkpoint(checkpoint_file(weights))
+        else:
+            own = Architecture.from_json(began_with["architecture"])
+        network = dataclasses.replace(
+            network, **{name: getattr(own, name) for name in ("in_channels", *CONVENTIONS)}
+        )
+    start, sha256 = None, began_with.get("weights", "")
+    if weights:
+        start, sha256, said = pretrained(weights, network, options["seed"])
+        typer.echo(said)
+    settings = Settings(**options | images.settings(), architecture=network.to_json(), weights=sha256)
 
     folder = out or new_folder(f"{arch}-{settings.backend}")
     again = f"resnet-tabs train {arch} --out {shlex.quote(str(folder))} --resume"
-    if data:
-        again += f" --data {shlex.quote(str(data))}"
+    for name, path in (("data", data), ("weights", weights)):
+        if path:
+            again += f" --{name} {shlex.quote(str(path))}"
 
     def build(name: str) -> Model:
+        run = folder / name if settings.backend == "all" else folder
+        if settings.weights and start is None:
+            check_begun(run)
         model = load_backend(name).build(network, settings.precision, settings.device, settings.compile)
-        model.load_weights(initial_weights(network, settings.seed))
+        model.load_weights(start or initial_weights(network, settings.seed))
         return model
 
     with quiet(f"go on with: {again}"):  # frameworks have much to say
@@ -117,3 +195,22 @@ def train(
             training.train_all(build, names, images, settings, folder, resume, again, tensorboard)
         else:
             training.train(build, images, settings, folder, resume, again, tensorboard)
+
+
+def _fashion_mnist(data: Path | None, options: dict[str, Any]) -> FashionMNIST:
+    """Fashion-MNIST, dealt out as the options say."""
+    from common.data import FashionMNIST
+
+    return FashionMNIST(directory=data, **{name: options[name] for name in SHARED})
+
+
+def _folder(data: Path, options: dict[str, Any], num_workers: int) -> ImageFolder:
+    """A folder of images, dealt out as the options say; a line says what is left out of it."""
+    from common.data import ImageFolder
+    from common.data.folder import leaving_out
+
+    names = (*SHARED, "normalize", "val_share", "skip_bad")
+    images = ImageFolder(data, num_workers=num_workers, **{name: options[name] for name in names})
+    if images.skipped:
+        typer.echo(leaving_out(images.skipped))
+    return images

@@ -17,19 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
 
 from common.architecture import Architecture, Shape
-from common.data.pipeline import (
-    Batch,
-    batches,
-    check_augment,
-    check_size,
-    check_whole,
-    count_batches,
-    prefetch,
-)
+from common.data.module import DataModule
+from common.data.pipeline import ArrayBatches, Batch, batches, read_ahead
 from common.errors import BadInput, MissingFile
-from common.files import write_atomically
+from common.files import cannot_write, output_folder, write_atomically
 
 CLASSES = (
     "T-shirt/top",
@@ -75,7 +71,7 @@ class Dataset:
     source: str
 
 
-class FashionMNIST:
+class FashionMNIST(DataModule):
     """The chapter's data module: the images, and an epoch of them in batches, got ready in the background.
 
     A batch is x, float (N, channels, *resize) in [0, 1], and y, int32 (N,). Training images are shuffled
@@ -89,6 +85,8 @@ class FashionMNIST:
         ValueError: for anything that would make a wrong batch or none, and as `full` does.
     """
 
+    classes = CLASSES
+
     def __init__(
         self,
         batch_size: int = 64,
@@ -100,57 +98,29 @@ class FashionMNIST:
         seed: int = 0,
         directory: str | os.PathLike[str] | None = None,
     ) -> None:
-        check_whole("batch_size", batch_size, 1)
-        check_whole("seed", seed, 0)
-        for name, limit in (("limit_train", limit_train), ("limit_val", limit_val)):
-            if limit is not None:
-                check_whole(name, limit, 1)
-        check_size("resize", resize)
-        check_augment(augment)
-        self.batch_size, self.resize, self.augment, self.seed = batch_size, resize, tuple(augment), seed
-        self.limit_train, self.limit_val = limit_train, limit_val
-
+        super().__init__(batch_size, resize, augment, limit_train, limit_val, seed)
         found = _full_or_sample(directory)
         self.source = found.source
         self.size = f"{len(found.train_images):,} + {len(found.test_images):,} images"
         self.train = found.train_images[:limit_train], found.train_labels[:limit_train]
         self.val = found.test_images[:limit_val], found.test_labels[:limit_val]
-        self.num_train, self.num_val = len(self.train[0]), len(self.val[0])
-        if batch_size > self.num_train:
-            raise BadInput(
-                f"batch_size {batch_size} is larger than the {self.num_train} training images; "
-                f"give {self.num_train} or less, or more images"
-            )
-        self.num_train_batches = count_batches(self.num_train, batch_size)
-        self.num_val_batches = count_batches(self.num_val, batch_size)
+        self._count(len(self.train[0]), len(self.val[0]))
 
     def train_dataloader(
         self, epoch: int = 0, start: int = 0, dtype: str = "float32", channels: int = 1
     ) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on, the same whether or not those before were made.
-
-        Raises:
-            ValueError: at once, for bad arguments; see `batches`.
-        """
         return self._deal(
             *self.train, epoch=epoch, start=start, augment=self.augment, dtype=dtype, channels=channels
         )
 
     def val_dataloader(self, dtype: str = "float32", channels: int = 1) -> Iterator[Batch]:
-        """The validation batches, in the order of the file.
-
-        Raises:
-            ValueError: at once, for bad arguments; see `batches`.
-        """
         return self._deal(*self.val, shuffle=False, dtype=dtype, channels=channels)
 
-    def settings(self) -> dict[str, Any]:
-        """All that decides what the batches are, wherever the files lie."""
-        names = ("batch_size", "resize", "augment", "seed", "limit_train", "limit_val")
-        return {name: getattr(self, name) for name in names} | {"data": self.size}
-
-    def _deal(self, images: NDArray[np.uint8], labels: NDArray[np.uint8], **options: Any) -> Iterator[Batch]:
-        return prefetch(batches(images, labels, self.batch_size, self.seed, size=self.resize, **options))
+    def _deal(
+        self, images: NDArray[np.uint8], labels: NDArray[np.uint8], start: int = 0, **options: Any
+    ) -> Iterator[Batch]:
+        batches = ArrayBatches(images, labels, self.batch_size, self.seed, size=self.resize, **options)
+        return read_ahead(batches, start)
 
 
 def sample() -> Dataset:
@@ -195,7 +165,7 @@ def full(directory: str | os.PathLike[str] | None = None) -> Dataset:
             said = folder if directory else f"RESNET_TABS_DATA={folder}"
             raise MissingFile(
                 f"{said} has no {missing[0]}.gz; name a folder that has the four files, "
-                "or none to use those `resnet-tabs download` fetches"
+                "or images in folders of their classes, or none to use those `resnet-tabs download` fetches"
             )
     else:
         complete = [place for place in (_cache(), DEBIAN) if not _missing(place)]
@@ -239,6 +209,37 @@ def download(directory: str | os.PathLike[str] | None = None) -> Path:
     return folder
 
 
+def write_images(images: Dataset, folder: Path) -> None:
+    """Write train/CLASS/NUMBER.png and val/CLASS/NUMBER.png, 28×28 greys, as `ImageFolder` takes them.
+
+    Classes begin with their number and images are named by theirs, so that both keep their order.
+
+    Raises:
+        ValueError: if the folder is not new or empty, or cannot be written.
+    """
+    from PIL import Image
+
+    if any(output_folder(folder).iterdir()):
+        raise BadInput(f"{folder} is not empty; choose another folder")
+    names = [f"{number}-{name.replace('/', '-')}" for number, name in enumerate(CLASSES)]
+    parts = {
+        "train": (images.train_images, images.train_labels),
+        "val": (images.test_images, images.test_labels),
+    }
+    console = Console()
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        for part, (pixels, labels) in parts.items():
+            for name in names:
+                output_folder(folder / part / name)
+            numbered = progress.track(range(len(labels)), description=escape(f"writing {folder / part}"))
+            for number in numbered:
+                path = folder / part / names[labels[number]] / f"{number:05}.png"
+                try:
+                    Image.fromarray(pixels[number]).save(path)
+                except OSError as error:
+                    raise cannot_write(path, error) from None
+
+
 def _cache() -> Path:
     return user_cache_path("resnet-tabs") / "fashion-mnist"
 
@@ -258,6 +259,11 @@ def _full_or_sample(directory: str | os.PathLike[str] | None) -> Dataset:
 def _find(folder: Path, name: str) -> Path | None:
     """The file of this name, packed or not."""
     return next((path for path in (folder / f"{name}.gz", folder / name) if os.path.isfile(path)), None)
+
+
+def has_files(folder: Path) -> bool:
+    """Whether any of the four files is in this folder."""
+    return len(_missing(folder)) < len(FULL_SHA256)
 
 
 def _missing(folder: Path) -> list[str]:

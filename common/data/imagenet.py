@@ -1,7 +1,12 @@
-"""ImageNet: its thousand classes, and images as the networks trained on it want them."""
+"""ImageNet's conventions: how its images are prepared and augmented, and what its classes are called.
+
+The pixels are those of torchvision's transforms, as its reference training has them: bilinear, smoothed where
+an image shrinks, by Pillow.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +24,9 @@ SIZE = 224  # height and width, unless told otherwise
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
+SCALE = (0.08, 1.0)  # of a random crop: its share of the image's area
+RATIO = (3 / 4, 4 / 3)  # and its width by its height
+
 
 def classes() -> tuple[str, ...]:
     """The names of the classes, in the order of the logits, as torchvision's weights name them."""
@@ -27,21 +35,88 @@ def classes() -> tuple[str, ...]:
 
 
 def preprocess(image: Image, size: int = SIZE) -> NDArray[np.float32]:
-    """An image as float32 (3, size, size), normalised.
+    """An image as float32 (3, size, size), prepared as for evaluation and normalised."""
+    cut = centre_crop(image.convert("RGB"), (size, size))
+    return normalise(cut[None], levels("float32", "imagenet", 3))[0]
 
-    The shorter side is brought to 8/7 of `size` (256 for 224), bilinear and smoothed; the centre is cut
-    out: the usual evaluation (He et al. 2015, section 4.1: single crop).
+
+def centre_crop(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The usual evaluation: an image as uint8 (height, width, C).
+
+    The shorter side is brought to 8/7 of its size (256 for 224), and the centre is cut out (He et al. 2015,
+    section 4.1: single crop).
     """
     from PIL.Image import Resampling
 
-    shorter = size * 8 // 7
-    width, height = image.size
-    if width <= height:
-        scaled = (shorter, int(shorter * height / width))
+    height, width = size
+    if image.width * height >= image.height * width:  # as wide as the size or wider
+        tall = height * 8 // 7
+        scaled = int(tall * image.width / image.height), tall
     else:
-        scaled = (int(shorter * width / height), shorter)
-    left, top = (int(round((side - size) / 2)) for side in scaled)
-    cut = image.convert("RGB").resize(scaled, Resampling.BILINEAR).crop((left, top, left + size, top + size))
-    pixels = np.asarray(cut, np.float32) / 255  # (size, size, 3)
-    normalised = (pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
-    return normalised.transpose(2, 0, 1).astype(np.float32)
+        wide = width * 8 // 7
+        scaled = wide, int(wide * image.height / image.width)
+    left, top = int(round((scaled[0] - width) / 2)), int(round((scaled[1] - height) / 2))
+    if scaled[0] * scaled[1] > 64 * width * height:  # a ribbon, which as a whole would fill the memory
+        across, down = image.width / scaled[0], image.height / scaled[1]
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        return pixels(image.resize((width, height), Resampling.BILINEAR, box=box))
+    return pixels(image.resize(scaled, Resampling.BILINEAR).crop((left, top, left + width, top + height)))
+
+
+def random_resized_crop(
+    image: Image, size: tuple[int, int], generator: np.random.Generator
+) -> NDArray[np.uint8]:
+    """A random part of an image, resized: uint8 (height, width, C).
+
+    Its area is 8 % to all of the image's, its shape 3:4 to 4:3 (Szegedy et al. 2014, section 6). After ten
+    draws that do not fit it is the largest central part of such a shape.
+    """
+    from PIL.Image import Resampling
+
+    height, width = size
+    box = _random_box(image.width, image.height, generator)
+    return pixels(image.resize((width, height), Resampling.BILINEAR, box=box))
+
+
+def random_flip(image: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
+    """An image (H, W, C), left to right with probability 1/2."""
+    return image[:, ::-1] if generator.random() < 0.5 else image
+
+
+def levels(dtype: str, normalize: str, channels: int) -> NDArray[np.floating]:
+    """What each of a pixel's 256 values becomes, (channels, 256): in [0, 1], or "imagenet" normalised."""
+    values = np.arange(256, dtype=dtype) / np.array(255, dtype)
+    if normalize == "none":
+        return np.tile(values, (channels, 1))
+    mean, std = np.array(MEAN, dtype)[:, None], np.array(STD, dtype)[:, None]
+    return (values - mean) / std
+
+
+def normalise(images: NDArray[np.uint8], table: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Images (N, H, W, C) as float (N, C, H, W), by the table of `levels`: quicker than arithmetic."""
+    n, height, width, channels = images.shape
+    x = np.empty((n, channels, height, width), table.dtype)
+    for image, out in zip(images, x, strict=True):
+        for channel in range(channels):
+            np.take(table[channel], image[:, :, channel], out=out[channel], mode="clip")
+    return x
+
+
+def pixels(image: Image) -> NDArray[np.uint8]:
+    """(H, W, C), grey with its one channel."""
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def _random_box(width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a random part."""
+    for _ in range(10):
+        area = width * height * generator.uniform(*SCALE)
+        ratio = math.exp(generator.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = (int(generator.integers(0, room + 1)) for room in (width - w, height - h))
+            return left, top, left + w, top + h
+    w = min(width, max(1, round(height * RATIO[1])))
+    h = min(height, max(1, round(width / RATIO[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

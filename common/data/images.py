@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
@@ -21,12 +23,13 @@ DATASET_SIZE = (28, 28)  # of the images the network was trained on, before they
 
 
 def read_images(
-    paths: list[Path], arch: Architecture, size: tuple[int, int], dataset: str = ""
+    paths: list[Path], arch: Architecture, size: tuple[int, int], dataset: str = "", normalize: str = ""
 ) -> tuple[list[str], NDArray]:
     """Names, and images float32 (N, C, H, W), from image files or from one .npy file.
 
     An image file is brought to 28×28 first and then to `size`, as Fashion-MNIST's were in training, and
-    lies in [0, 1]; for "imagenet" it is prepared as `imagenet.preprocess` says. An array is (N, C, H, W),
+    lies in [0, 1]; for "imagenet" it is prepared as `imagenet.preprocess` says, and where `normalize` says
+    how a folder's images were, as `ImageFolder` prepares them for validation. An array is (N, C, H, W),
     uint8 (which is divided by 255) or floating point, and is taken as it is.
 
     Raises:
@@ -39,7 +42,10 @@ def read_images(
     if len(paths) == 1 and paths[0].suffix == ".npy":
         x = _array(paths[0], arch)
         return [f"{paths[0].name}[{i}]" for i in range(len(x))], x
-    if dataset == imagenet.NAME:
+    if normalize:
+        table = imagenet.levels("float32", normalize, arch.in_channels)
+        x = imagenet.normalise(np.stack([_photograph(path, arch.in_channels, size) for path in paths]), table)
+    elif dataset == imagenet.NAME:
         x = np.stack(
             [imagenet.preprocess(_image(path, arch.in_channels, grey=True), size[0]) for path in paths]
         )
@@ -48,6 +54,47 @@ def read_images(
         x = np.stack([resize(image, size) for image in images])
     arch.check_input(x.shape)
     return [path.name for path in paths], x
+
+
+def find_files(paths: list[Path]) -> dict[Path, str]:
+    """The files among these, and all image files in the folders among them, at any depth, sorted; and names.
+
+    A file is named by its own name, one of a folder by its path from there.
+
+    Raises:
+        FileNotFoundError: if one is not there.
+        ValueError: if a folder has none, or a name cannot be written.
+    """
+    from common.data.folder import SUFFIXES, UNPRINTABLE, printable
+
+    files: dict[Path, str] = {}
+    for path in paths:
+        if path.is_dir():
+            found = sorted(file for file in _walk(path) if file.suffix.lower() in SUFFIXES)
+            if not found:
+                raise BadInput(f"{path} has no images ({', '.join(SUFFIXES)})")
+            files |= {file: str(file.relative_to(path)) for file in found}
+        elif path.is_file():
+            files[path] = path.name
+        else:
+            raise MissingFile(f"{path} not found; give image files, or one .npy file")
+    for file in files:
+        if UNPRINTABLE.search(str(file)):
+            raise BadInput(f"{printable(str(file))} is not UTF-8, or has control characters; rename it")
+    return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files in a folder and in those in it, links followed but not in circles, hidden ones left out."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 def read_array(path: Path) -> NDArray:
@@ -103,6 +150,16 @@ def _image(path: Path, channels: int, grey: bool = False) -> Image:
             f"convert it to {'greyscale' if channels == 1 else wanted or 'an array, X.npy'}"
         )
     return image.convert(wanted)
+
+
+def _photograph(path: Path, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(height, width, C)."""
+    from common.data.folder import prepare, read_image
+
+    try:
+        return prepare(read_image(path).convert("L" if channels == 1 else "RGB"), size)
+    except Exception as error:  # a damaged file can make Pillow raise anything
+        raise BadInput(f"{path} is not an image that can be read ({error}); give PNG or JPEG files") from None
 
 
 def _fashion(image: Image) -> NDArray[np.uint8]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import pickle
 from collections.abc import Iterator, Sequence
 from numbers import Integral
-from queue import SimpleQueue
-from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -16,7 +16,6 @@ from common.architecture import unknown
 from common.errors import BadInput
 
 Batch = tuple[NDArray[np.floating], NDArray[np.int32]]
-T = TypeVar("T")
 
 AUGMENTATIONS = ("flip", "crop")
 PADDING = 4  # pixels on every side, for "crop"
@@ -65,105 +64,125 @@ def crop(images: NDArray, corners: NDArray[np.integer]) -> NDArray:
     return windows[np.arange(len(images)), corners[:, 0], corners[:, 1]]
 
 
-def batches(
-    images: NDArray,
-    labels: NDArray,
-    batch_size: int,
-    seed: int,
-    epoch: int = 0,
-    shuffle: bool = True,
-    drop_last: bool = False,
-    size: tuple[int, int] = (96, 96),
-    channels: int = 1,
-    dtype: str = "float32",
-    augment: Sequence[str] = (),
-    start: int = 0,
-) -> Iterator[Batch]:
+class ArrayBatches(Sequence[Batch]):
     """One epoch of x (N, channels, *size) in [0, 1] and y int32 (N,), resized a batch at a time.
 
     The order depends only on seed, epoch and the number of images. Grey is repeated in every
     channel. The last batch may be smaller, unless `drop_last` leaves it out. With `augment`, "flip" and
     "crop" change the images before they are resized; what happens to an image depends only on seed,
-    epoch and its index. The first `start` batches are passed over, and cost nothing.
+    epoch and its index.
+
+    Raises:
+        ValueError: for anything that would leave no batch or make one wrong.
+    """
+
+    def __init__(
+        self,
+        images: NDArray,
+        labels: NDArray,
+        batch_size: int,
+        seed: int,
+        epoch: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        size: tuple[int, int] = (96, 96),
+        channels: int = 1,
+        dtype: str = "float32",
+        augment: Sequence[str] = (),
+    ) -> None:
+        count = len(images)
+        if np.shape(labels) != (count,):
+            raise BadInput(f"labels must be of shape ({count},), one an image, not {np.shape(labels)}")
+        check_whole("batch_size", batch_size, 1)
+        check_whole("channels", channels, 1)
+        check_whole("seed", seed, 0)
+        check_whole("epoch", epoch, 0)
+        check_augment(augment)
+        end = count - count % batch_size if drop_last else count
+        if end < 1:
+            raise BadInput(
+                f"{count} images make no batch of {batch_size}; give more, or a smaller batch_size"
+            )
+        resize(images[:0], size, dtype)  # speaks up now, not at the first batch
+
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.size, self.channels, self.dtype, self.augment = size, channels, dtype, augment
+        order = np.random.default_rng([seed, epoch]).permutation(count) if shuffle else np.arange(count)
+        self.order = order[:end]
+        # By the image's index: the first draws do not depend on how many there are. The third number is
+        # not 0, because [seed, epoch, 0] is the generator of the order over again.
+        self.turned = np.random.default_rng([seed, epoch, 1]).random(count) < 0.5
+        shares = np.random.default_rng([seed, epoch, 2]).random((count, 2))
+        self.corners = (shares * (2 * PADDING + 1)).astype(int)
+
+    def __len__(self) -> int:
+        return count_batches(len(self.order), self.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:  # type: ignore[override]  # no slices are asked for
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        chosen = self.order[number * self.batch_size :][: self.batch_size]
+        originals = self.images[chosen]
+        if "flip" in self.augment:
+            originals = flip(originals, self.turned[chosen])
+        if "crop" in self.augment:
+            originals = crop(originals, self.corners[chosen])
+        x = resize(originals, self.size, self.dtype)[:, None]
+        if self.channels > 1:
+            x = np.repeat(x, self.channels, axis=1)
+        return x, self.labels[chosen].astype(np.int32)
+
+
+def batches(*arguments: Any, start: int = 0, **options: Any) -> Iterator[Batch]:
+    """The batches of `ArrayBatches`, whose arguments these are, from number `start` on.
 
     Raises:
         ValueError: at once, for anything that would leave no batch or make one wrong.
     """
-    count = len(images)
-    if np.shape(labels) != (count,):
-        raise BadInput(f"labels must be of shape ({count},), one an image, not {np.shape(labels)}")
-    check_whole("batch_size", batch_size, 1)
-    check_whole("channels", channels, 1)
-    for name, value in (("seed", seed), ("epoch", epoch), ("start", start)):
-        check_whole(name, value, 0)
-    check_augment(augment)
-    end = count - count % batch_size if drop_last else count
-    if end < 1:
-        raise BadInput(f"{count} images make no batch of {batch_size}; give more, or a smaller batch_size")
-    num_batches = count_batches(end, batch_size)
-    if start > num_batches:
-        raise BadInput(
-            f"start {start} is beyond the epoch's {num_batches} batches; give {num_batches} or less"
-        )
-    resize(images[:0], size, dtype)  # speaks up now, not at the first batch
-
-    order = np.random.default_rng([seed, epoch]).permutation(count) if shuffle else np.arange(count)
-    # By the image's index: the first draws do not depend on how many there are. The third number is
-    # not 0, because [seed, epoch, 0] is the generator of the order over again.
-    turned = np.random.default_rng([seed, epoch, 1]).random(count) < 0.5
-    shares = np.random.default_rng([seed, epoch, 2]).random((count, 2))
-    corners = (shares * (2 * PADDING + 1)).astype(int)
-
-    def batch(chosen: NDArray[np.intp]) -> Batch:
-        originals = images[chosen]
-        if "flip" in augment:
-            originals = flip(originals, turned[chosen])
-        if "crop" in augment:
-            originals = crop(originals, corners[chosen])
-        x = resize(originals, size, dtype)[:, None]
-        if channels > 1:
-            x = np.repeat(x, channels, axis=1)
-        return x, labels[chosen].astype(np.int32)
-
-    return (batch(order[i : i + batch_size]) for i in range(start * batch_size, end, batch_size))
+    dealt = ArrayBatches(*arguments, **options)
+    check_start(start, len(dealt))
+    return (dealt[number] for number in range(start, len(dealt)))
 
 
-def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
-    """The same items, up to `depth` of them (1 or more) got ready in a background thread before their time.
+def read_ahead(
+    batches: Sequence[Batch], start: int = 0, num_threads: int = 1, num_workers: int = 0
+) -> Iterator[Batch]:
+    """The batches from number `start` on, got ready before their time by Grain.
 
-    An error of `items` is raised here, in its turn. The thread starts with the first item asked for and
-    ends with the last, or soon after this generator is closed or forgotten.
+    So many threads make them, of this process or of so many others. An error of a batch is raised here, in
+    its turn.
+
+    Raises:
+        ValueError: at once, if there are not so many batches.
     """
-    # Unlike Queue, a SimpleQueue may be put to while the garbage collector closes this generator.
-    ready: SimpleQueue[Any] = SimpleQueue()
-    taken: SimpleQueue[None] = SimpleQueue()
-    errors: list[BaseException] = []
-    end = object()
-    closed = False
+    check_start(start, len(batches))
+    check_whole("num_workers", num_workers, 0)
+    return _read_ahead(batches, start, num_threads, num_workers)
 
-    def work() -> None:
-        try:
-            for number, item in enumerate(items, 1):
-                ready.put(item)
-                if number >= depth:  # all places are full, until the consumer has taken one more
-                    taken.get()
-                if closed:
-                    return
-        except BaseException as error:
-            errors.append(error)
-        ready.put(end)
 
+def _read_ahead(batches: Sequence[Batch], start: int, num_threads: int, num_workers: int) -> Iterator[Batch]:
+    import grain  # takes a second where it finds JAX
+    from absl import flags
+
+    if start == len(batches):
+        return
+    ahead = grain.ReadOptions(num_threads, prefetch_buffer_size=num_threads + 1)
+    ready = grain.MapDataset.source(batches)[start:]
+    if num_workers:
+        flags.FLAGS.mark_as_parsed()  # Grain reads one of its own, which only an absl program parses
+        # Arrays would travel in shared memory, of which containers have little and Grain leaves some behind.
+        processes = grain.multiprocessing.MultiprocessingOptions(num_workers)
+        iterator = iter(
+            ready.map(pickle.dumps).to_iter_dataset(ahead).mp_prefetch(processes).map(pickle.loads)
+        )
+    else:
+        iterator = iter(ready.to_iter_dataset(ahead))
+    atexit.register(iterator.close)  # for one left half-way; while modules are taken down it is too late
     try:
-        Thread(target=work, name="prefetch", daemon=True).start()
-        while (item := ready.get()) is not end:
-            taken.put(None)
-            yield item
-        if errors:
-            raise errors.pop()
+        yield from iterator
     finally:
-        # The thread is not joined: when the interpreter ends, that would wait for ever.
-        closed = True
-        taken.put(None)
+        atexit.unregister(iterator.close)
+        iterator.close()
 
 
 def check_whole(name: str, value: object, least: int) -> None:
@@ -191,6 +210,15 @@ def check_augment(augment: Sequence[str]) -> None:
     for name in augment:
         if name not in AUGMENTATIONS:
             raise BadInput(unknown("augmentation", str(name), AUGMENTATIONS))
+
+
+def check_start(start: int, num_batches: int) -> None:
+    """Raise `ValueError` unless an epoch of so many batches can begin with this one."""
+    check_whole("start", start, 0)
+    if start > num_batches:
+        raise BadInput(
+            f"start {start} is beyond the epoch's {num_batches} batches; give {num_batches} or less"
+        )
 
 
 def count_batches(count: int, batch_size: int) -> int:

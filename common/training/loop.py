@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from common.architecture import Architecture
 from common.backend import Model
-from common.data import CLASSES, Batch, FashionMNIST
+from common.data import Batch, DataModule, FashionMNIST
 from common.errors import BadInput, Stopped
 from common.oracle import softmax_cross_entropy
 from common.training import curves
@@ -41,34 +41,45 @@ SAVE_SECONDS = 60.0  # between checkpoints within an epoch
 
 @dataclass(frozen=True)
 class Metrics:
-    """Mean softmax cross-entropy, and the share of images whose class was found."""
+    """Mean softmax cross-entropy, and the share of images whose class was found.
+
+    Attributes:
+        top5: the share of images whose class was among the five likeliest.
+        confusion: how many images of each class (rows) were told to be of each (columns).
+    """
 
     loss: float
     accuracy: float
     images: int
+    top5: float
+    confusion: NDArray[np.int64] = field(compare=False, repr=False)
 
 
 def evaluate(model: Model, batches: Iterable[Batch]) -> Metrics:
     """Loss and accuracy with running statistics."""
-    loss, correct, images = 0.0, 0, 0
+    loss, among_five = 0.0, 0
+    confusion = np.zeros((model.arch.num_classes,) * 2, np.int64)
     for x, y in batches:
         logits = model.predict(x).astype(np.float64)
         loss += softmax_cross_entropy(logits, y)[0] * len(y)
-        correct += _count_correct(logits, y)
-        images += len(y)
-    return Metrics(loss / images, correct / images, images)
+        among_five += int((np.argsort(-logits, 1)[:, :5] == y[:, None]).sum())
+        np.add.at(confusion, (y, logits.argmax(1)), 1)
+    images, correct = int(confusion.sum()), int(np.trace(confusion))
+    return Metrics(loss / images, correct / images, images, among_five / images, confusion)
 
 
-def check_fits(arch: Architecture, data: FashionMNIST) -> None:
+def check_fits(arch: Architecture, data: DataModule) -> None:
     """Raise `ValueError` unless the network can take the images and tell their classes."""
     arch.check_input((1, arch.in_channels, *data.resize))
-    if arch.num_classes < len(CLASSES):
-        raise BadInput(f"Fashion-MNIST has {len(CLASSES)} classes but the network tells {arch.num_classes}")
+    data.check_channels(arch.in_channels)
+    if arch.num_classes < len(data.classes):
+        what = "Fashion-MNIST" if isinstance(data, FashionMNIST) else data.source
+        raise BadInput(f"{what} has {len(data.classes)} classes but the network tells {arch.num_classes}")
 
 
 def train(
     build: Callable[[str], Model],
-    data: FashionMNIST,
+    data: DataModule,
     settings: Settings,
     folder: str | os.PathLike[str],
     resume: bool,
@@ -92,6 +103,7 @@ def train(
     if tensorboard:
         _summary_writer()  # speaks up if it is missing
     check_fits(Architecture.from_json(settings.architecture), data)
+    data.check()
     checkpoint = None
     if resume:
         run, checkpoint = Run.resume(folder, settings, resume_with)
@@ -115,7 +127,7 @@ def train(
 def train_all(
     build: Callable[[str], Model],
     names: Sequence[str],
-    data: FashionMNIST,
+    data: DataModule,
     settings: Settings,
     folder: str | os.PathLike[str],
     resume: bool,
@@ -127,6 +139,7 @@ def train_all(
     Returns the history of each. Arguments and errors are those of `train`.
     """
     folder = Path(folder)
+    data.check()
     if resume:
         Run.check_settings(folder, settings)
     else:
@@ -170,10 +183,11 @@ class _Training:
     """A run that is going on."""
 
     def __init__(
-        self, model: Model, data: FashionMNIST, run: Run, checkpoint: Checkpoint | None, tensorboard: bool
+        self, model: Model, data: DataModule, run: Run, checkpoint: Checkpoint | None, tensorboard: bool
     ) -> None:
         self.model, self.data, self.run, self.settings = model, data, run, run.settings
         self.position = Position()
+        self.recipe = dataclasses.asdict(self.settings.recipe)
         self.show = Progress(self.settings, data.num_train_batches)
         self.stopped: list[int] = []
         self.show.say(
@@ -187,9 +201,7 @@ class _Training:
             self.position = checkpoint.position
             model.load_weights(checkpoint.weights)
             if self.position.step:
-                model.load_optimizer_state(
-                    checkpoint.state, self.settings.momentum, self.settings.weight_decay
-                )
+                model.load_optimizer_state(checkpoint.state, **self.recipe)
             self.show.say(f"going on after step {self.position.step}")
         else:
             self.save()
@@ -222,7 +234,7 @@ class _Training:
         begun = None  # looked at once the next step is on its way, so that no device waits
         for number, (x, y) in enumerate(batches, position.step):
             lr = learning_rate(self.settings, number, self.data.num_train_batches)
-            found = self.model.begin_step(x, y, lr, self.settings.momentum, self.settings.weight_decay)
+            found = self.model.begin_step(x, y, lr, **self.recipe)
             before, begun = begun, Step(found, lr, len(y))
             if before:
                 self.finish(before)
@@ -254,11 +266,20 @@ class _Training:
 
     def validate(self) -> None:
         """The end of an epoch: validation, the best weights, a checkpoint, curves."""
-        position = self.position
-        batches = self.data.val_dataloader(self.model.dtype, self.run.arch.in_channels)
-        found = evaluate(self.model, self.until_stopped(batches))
+        position, averaged = self.position, {}
+        try:
+            found = self.evaluate()
+            if self.settings.ema:
+                with self.model.averaged():
+                    average = self.evaluate()
+                averaged = {"ema_val_loss": average.loss, "ema_val_accuracy": average.accuracy}
+        except Stopped:
+            self.save()  # here, where the model has its own weights again
+            raise
         if found.accuracy > position.best_accuracy:
             self.run.save_best(self.model.weights(), position)
+        if averaged:
+            self.run.save_average(self.model.averaged_weights(), position)
         self.log(
             event="epoch",
             epoch=position.epoch + 1,
@@ -267,6 +288,7 @@ class _Training:
             train_accuracy=position.correct / position.images,
             val_loss=found.loss,
             val_accuracy=found.accuracy,
+            **averaged,
             images_per_second=position.images / position.seconds,
             seconds=position.seconds,
         )
@@ -290,12 +312,16 @@ class _Training:
         self.run.save(self.model.weights(), self.model.optimizer_state(), self.position)
         self.saved_at = time.perf_counter()
 
+    def evaluate(self) -> Metrics:
+        """Loss and accuracy on the validation images, unless a signal comes."""
+        batches = self.data.val_dataloader(self.model.dtype, self.run.arch.in_channels)
+        shown = self.show.validating(self.until_stopped(batches), self.data.num_val_batches)
+        return evaluate(self.model, shown)
+
     def until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, unless a signal comes: then a checkpoint."""
+        """The batches, unless a signal comes."""
         for batch in batches:
-            if self.stopped:
-                self.save()
-                self.stop_if_asked()
+            self.stop_if_asked()
             yield batch
 
     def stop_if_asked(self) -> None:
@@ -305,11 +331,6 @@ class _Training:
                 f"stopped after step {self.position.step}; go on with: {self.run.resume_with}",
                 exit_code=128 + self.stopped[0],
             )
-
-
-def _count_correct(logits: NDArray, y: NDArray) -> int:
-    """How many of the largest logits (N, classes) are at the labels (N,)."""
-    return int((logits.argmax(1) == y).sum())
 
 
 def _summary_writer() -> Any:

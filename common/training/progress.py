@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -12,6 +12,15 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from common.training.runs import Position, Record, Settings
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], what: str, count: int) -> Iterator[T]:
+    """The items, with a bar on a terminal that says how far they are."""
+    console = Console()
+    with Bar(console=console, disable=not console.is_terminal, transient=True) as bar:
+        yield from bar.track(items, count, description=what)
 
 
 def show_runs(histories: Mapping[str, Sequence[Record]]) -> None:
@@ -97,12 +106,26 @@ class Progress:
             f"{position.images / position.seconds:,.0f} images/s",
         )
 
+    def validating(self, batches: Iterable[T], num_batches: int) -> Iterator[T]:
+        """The batches of a validation, with a bar of their own."""
+        task = self.bar.add_task("validation", total=num_batches, figures="")
+        try:
+            for batch in batches:
+                yield batch
+                self.bar.advance(task)
+        finally:
+            self.bar.remove_task(task)
+
     def epoch(self, record: Record) -> None:
         """After an epoch's validation."""
         width = len(str(self.epochs))
+        averaged = ""
+        if "ema_val_loss" in record:
+            loss, accuracy = record["ema_val_loss"], record["ema_val_accuracy"]
+            averaged = f"ema val loss {loss:.4f}  ema val accuracy {accuracy:.4f}  "
         self.say(
             f"epoch {record['epoch']:{width}}/{self.epochs}  "
             f"loss {record['train_loss']:.4f}  accuracy {record['train_accuracy']:.4f}  "
-            f"val loss {record['val_loss']:.4f}  val accuracy {record['val_accuracy']:.4f}  "
+            f"val loss {record['val_loss']:.4f}  val accuracy {record['val_accuracy']:.4f}  {averaged}"
             f"lr {record['lr']:.3g}  {record['images_per_second']:,.0f} images/s  {_clock(record['seconds'])}"
         )

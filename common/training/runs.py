@@ -3,6 +3,7 @@
     run.json             the settings
     history.jsonl        one line a step and one an epoch, as they happen
     last.safetensors     the weights of the last checkpoint, best.safetensors those that validated best
+    ema.safetensors      with `ema`, the averaged weights after the last epoch
     last.optimizer.safetensors    what else it takes to go on: the optimizer's state and the position
     previous.…           the checkpoint before the last, should that be damaged
     curves.png, .svg     loss and accuracy
@@ -30,6 +31,7 @@ import numpy as np
 from common.architecture import Architecture
 from common.errors import BadInput, MissingFile, Stopped
 from common.files import cannot_write, give_second_name, output_folder, write_atomically
+from common.recipe import Recipe
 from common.weights import (
     Weights,
     load_checkpoint,
@@ -67,6 +69,11 @@ class Settings:
         data: which images, in words; `limit_train` and `limit_val` take the first so many.
         resize: height and width the network sees.
         compile: whether PyTorch compiles its network, as the others always do.
+        classes: names of an image folder's classes, which the checkpoints keep; else none.
+        normalize: "imagenet" or "none", as `data.ImageFolder` has it; `val_share` and `skip_bad`, too.
+        weights: SHA-256 of the weights the run starts from; empty where they are drawn from the seed.
+
+    The fields that are those of a `Recipe` say here what they say there.
     """
 
     backend: str
@@ -87,11 +94,22 @@ class Settings:
     limit_val: int | None
     data: str
     compile: bool = False
+    classes: tuple[str, ...] = ()
+    normalize: str = "none"
+    val_share: float | None = None
+    skip_bad: bool = False
+    weights: str = ""
+    label_smoothing: float = 0.0
+    no_decay_norm: bool = False
+    lr_backbone: float = 1.0
+    freeze: str = ""
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("resize", "augment"):  # lists, from JSON
+        for name in ("resize", "augment", "classes"):  # lists, from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, least in (("epochs", 1), ("momentum", 0), ("weight_decay", 0), ("warmup_epochs", 0)):
+        _ = self.recipe  # checks its own
+        for name, least in (("epochs", 1), ("warmup_epochs", 0)):
             if not least <= getattr(self, name) < np.inf:
                 raise BadInput(f"{name} must be {least} or more, not {getattr(self, name)}")
         if not 0 < self.lr < np.inf:
@@ -103,12 +121,30 @@ class Settings:
                 f"warmup_epochs ({self.warmup_epochs}) leaves the cosine none of {self.epochs} epochs"
             )
 
+    def metadata(self) -> dict[str, str]:
+        """What a checkpoint says of an image folder: its classes, and how images are prepared."""
+        if not self.classes:
+            return {}
+        return {
+            "classes": json.dumps(self.classes, ensure_ascii=False),
+            "normalize": self.normalize,
+            "resize": json.dumps(self.resize),
+            "data": self.data,
+            "val_share": json.dumps(self.val_share),
+        }
+
+    @property
+    def recipe(self) -> Recipe:
+        """What a step is, besides its learning rate."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
+
     def differences(self, other: Settings) -> list[str]:
         """One line for each setting that is not the same: "lr is 0.1, not 0.01"."""
         return [
             f"{field.name} is {getattr(self, field.name)}, not {getattr(other, field.name)}"
             for field in dataclasses.fields(self)
-            if getattr(self, field.name) != getattr(other, field.name)
+            if field.name != "classes"  # which `data` speaks for
+            and getattr(self, field.name) != getattr(other, field.name)
         ]
 
 
@@ -286,7 +322,7 @@ class Run:
         self._append(b"", lasting=True)
         self._rename("last", "previous")
         path = self.folder / "last.safetensors"
-        save_checkpoint(path, self.arch, weights)
+        save_checkpoint(path, self.arch, weights, self.settings.metadata())
         metadata = {
             "position": json.dumps(dataclasses.asdict(position)),
             "weights_sha256": load_metadata(path)["tensors_sha256"],
@@ -296,8 +332,15 @@ class Run:
 
     def save_best(self, weights: Weights, position: Position) -> None:
         """Write the weights that validated best so far."""
+        self._save_weights("best", weights, position)
+
+    def save_average(self, weights: Weights, position: Position) -> None:
+        """Write the averaged weights of a run that has them."""
+        self._save_weights("ema", weights, position)
+
+    def _save_weights(self, name: str, weights: Weights, position: Position) -> None:
         self._check_finite(weights, position)
-        save_checkpoint(self.folder / "best.safetensors", self.arch, weights)
+        save_checkpoint(self.folder / f"{name}.safetensors", self.arch, weights, self.settings.metadata())
 
     def _check_finite(self, weights: Weights, position: Position) -> None:
         if not all(np.isfinite(array).all() for array in weights.values()):
@@ -363,6 +406,23 @@ def is_finished(folder: str | os.PathLike[str]) -> bool:
     """Whether the run in this folder has come to the end of its last epoch."""
     run, checkpoint = Run.load(folder)
     return checkpoint is not None and checkpoint.position.epoch >= run.settings.epochs
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint meant by a path: the file, or of a run's folder the weights that validated best.
+
+    Raises:
+        FileNotFoundError: if the folder is not a run.
+        ValueError: if the run has no such weights.
+    """
+    if not path.is_dir():
+        return path
+    if read_settings(path).backend == "all":
+        raise BadInput(f"{path} has four runs; name one of them, such as {path / 'torch'}")
+    best = path / "best.safetensors"
+    if not best.is_file():
+        raise BadInput(f"{path} has no finished epoch yet; give {path / 'last.safetensors'}")
+    return best
 
 
 def new_folder(name: str) -> Path:

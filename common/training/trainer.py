@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 from rich.console import Console
 
 from common.backend import Model, load_backend
-from common.data import FashionMNIST
+from common.data import DataModule
 from common.errors import BadInput
+from common.recipe import Recipe
 from common.training.loop import train
-from common.training.runs import Record, Settings, new_folder
+from common.training.runs import Record, Settings, new_folder, read_settings
+from common.training.starting import check_begun, pretrained
 
 
 class Trainer:
-    """Trains one of a package's networks on Fashion-MNIST, in float32.
+    """Trains one of a package's networks on Fashion-MNIST or a folder of images, in float32.
 
     Every step is the package's `train_step`. A network without weights starts from those of seed 0, so
     that the four packages train the same run; one that has weights goes on from them.
@@ -25,6 +28,9 @@ class Trainer:
         max_epochs: passes over the training images.
         num_gpus: 1 trains on the GPU where there is one, and says so where there is none.
         momentum, weight_decay, schedule, warmup_epochs: as in `resnet-tabs train`.
+        label_smoothing, no_decay_norm, lr_backbone, freeze, ema: as in `common.recipe.Recipe`.
+        weights: a checkpoint, converted or ours, to start from; where it has another number of classes, all
+            but its last layer. A run that goes on needs none.
         out: folder for checkpoints, history and curves; by default the next free runs/NAME-N.
         resume: go on with the run in `out`.
         tensorboard: write event files there, too.
@@ -45,6 +51,12 @@ class Trainer:
         weight_decay: float = 0.0,
         schedule: str = "constant",
         warmup_epochs: int = 0,
+        label_smoothing: float = 0.0,
+        no_decay_norm: bool = False,
+        lr_backbone: float = 1.0,
+        freeze: str = "",
+        ema: float = 0.0,
+        weights: str | os.PathLike[str] | None = None,
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
         tensorboard: bool = False,
@@ -54,11 +66,12 @@ class Trainer:
         if resume and out is None:
             raise BadInput("resume=True needs out, the folder of the run to go on with")
         self.max_epochs, self.num_gpus = max_epochs, num_gpus
-        self.momentum, self.weight_decay = momentum, weight_decay
+        self.recipe = Recipe(momentum, weight_decay, label_smoothing, no_decay_norm, lr_backbone, freeze, ema)
         self.schedule, self.warmup_epochs = schedule, warmup_epochs
+        self.weights = weights
         self.out, self.resume, self.tensorboard = out, resume, tensorboard
 
-    def fit(self, model: Any, data: FashionMNIST) -> None:
+    def fit(self, model: Any, data: DataModule) -> None:
         """Train `model`, a network of this package, on `data`, at the network's own learning rate.
 
         Raises:
@@ -66,6 +79,15 @@ class Trainer:
             ValueError: if network, settings, data and folder do not fit together.
         """
         wrapped = self._wrap(model)
+        began = ""
+        if self.weights:
+            start, began, said = pretrained(Path(self.weights), wrapped.arch, data.seed)
+            wrapped.load_weights(start)
+            Console().print(said, highlight=False, soft_wrap=True, markup=False)
+        elif self.resume and self.out:
+            began = read_settings(self.out).weights
+            if began:
+                check_begun(Path(self.out))
         name = type(model).__name__.lower()
         folder = Path(self.out) if self.out else new_folder(f"{name}-{self.backend}")
         settings = Settings(
@@ -73,12 +95,12 @@ class Trainer:
             architecture=wrapped.arch.to_json(),
             epochs=self.max_epochs,
             lr=model.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
             schedule=self.schedule,
             warmup_epochs=self.warmup_epochs,
             precision="float32",
             device=wrapped.device,
+            weights=began,
+            **dataclasses.asdict(self.recipe),
             **data.settings(),
         )
         again = f"Trainer(..., out={str(folder)!r}, resume=True).fit(model, data)"

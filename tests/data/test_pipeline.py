@@ -7,8 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -331,78 +332,78 @@ def soon(true: Callable[[], bool]) -> bool:
 
 @pytest.fixture
 def threads() -> Iterator[Threads]:
-    """The threads of `prefetch` since the test began; none may be left when it ends.
+    """Grain's threads since the test began; none may be left when it ends.
 
     Another test's may still be here: an exception kept by a reference cycle keeps the loader it interrupted.
     """
     before = set(threading.enumerate())
 
     def begun() -> list[threading.Thread]:
-        return [each for each in threading.enumerate() if each.name == "prefetch" and each not in before]
+        return [each for each in threading.enumerate() if "grain" in each.name and each not in before]
 
     yield begun
     assert soon(lambda: not begun())
 
 
-class Counted:
-    """0, 1, 2, …; counts what it was asked for."""
+class Counted(Sequence[Any]):
+    """0, 1, 2, … 99, or what is given; counts what it was asked for."""
 
-    def __init__(self) -> None:
-        self.asked = 0
+    def __init__(self, *items: object) -> None:
+        self.items = items or range(100)
+        self.asked: set[int] = set()
 
-    def __iter__(self) -> Iterator[int]:
-        return self
+    def __len__(self) -> int:
+        return len(self.items)
 
-    def __next__(self) -> int:
-        self.asked += 1
-        return self.asked - 1
-
-
-@given(count=st.integers(0, 20), depth=st.integers(1, 25))
-def test_prefetch_keeps_items_and_order(count: int, depth: int) -> None:
-    assert list(data.prefetch(iter(range(count)), depth)) == list(range(count))
-
-
-def test_prefetch_passes_arrays_and_none_through(threads: Threads) -> None:
-    items = [np.zeros(3), None, (np.ones(2), np.ones(2))]
-    for found, item in zip(data.prefetch(iter(items)), items, strict=True):
-        assert found is item
+    def __getitem__(self, number: Any) -> Any:
+        self.asked.add(number)
+        item = self.items[number]
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
 
-@pytest.mark.parametrize("depth", [1, 2, 5])
-def test_prefetch_works_ahead_but_not_without_bound(threads: Threads, depth: int) -> None:
+@pytest.mark.parametrize("start", [0, 1, 97, 100])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_reading_ahead_keeps_items_and_order(start: int, num_threads: int) -> None:
+    assert list(data.read_ahead(Counted(), start, num_threads)) == list(range(start, 100))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_reading_ahead_works_ahead_but_not_without_bound(threads: Threads, num_threads: int) -> None:
     source = Counted()
-    ahead = data.prefetch(source, depth)
-    assert source.asked == 0 and not threads()
+    ahead = data.read_ahead(source, 0, num_threads)
+    assert not source.asked and not threads()
     for number in range(4):
         assert next(ahead) == number
-        assert soon(lambda taken=number + 1: source.asked == taken + depth)
-    time.sleep(0.02)
-    assert source.asked == 4 + depth
+        assert soon(lambda taken=number + 1: len(source.asked) > taken)
+    time.sleep(0.1)
+    assert len(source.asked) <= 4 + 2 * (num_threads + 1)
     ahead.close()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_prefetch_raises_an_error_in_its_turn(threads: Threads, error: type[BaseException]) -> None:
-    def broken() -> Iterator[int]:
-        yield 0
-        yield 1
-        raise error("broken")
-
-    ahead = data.prefetch(broken(), depth=9)
+@pytest.mark.parametrize("error", [ValueError, BadInput])
+def test_reading_ahead_raises_an_error_in_its_turn(threads: Threads, error: type[Exception]) -> None:
+    ahead = data.read_ahead(Counted(0, 1, error("broken"), 3))
     assert [next(ahead), next(ahead)] == [0, 1]
     with pytest.raises(error, match="broken"):
         next(ahead)
     assert next(ahead, None) is None
 
 
+@pytest.mark.parametrize(("start", "message"), [(101, "beyond the epoch's 100 batches"), (-1, "0 or more")])
+def test_a_start_that_is_not_there_is_said_at_once(start: int, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        data.read_ahead(Counted(), start)
+
+
 @pytest.mark.parametrize("how", ["close", "forget", "cycle", "interrupt", "before the start"])
-def test_prefetch_ends_its_thread_with_the_consumer(threads: Threads, how: str) -> None:
+def test_reading_ahead_ends_its_threads_with_the_consumer(threads: Threads, how: str) -> None:
     source = Counted()
-    ahead = data.prefetch(source)
+    ahead = data.read_ahead(source)
     if how != "before the start":
         next(ahead)
-        assert [thread.daemon for thread in threads()] == [True]
+        assert threads()
     if how == "close":
         ahead.close()  # type: ignore[attr-defined]
     elif how == "cycle":
@@ -419,25 +420,10 @@ def test_prefetch_ends_its_thread_with_the_consumer(threads: Threads, how: str) 
     else:
         del ahead
     assert soon(lambda: not threads())
-    asked = source.asked
-    assert asked <= 6
+    asked = len(source.asked)
+    assert asked <= 8
     time.sleep(0.01)
-    assert source.asked == asked
-
-
-def test_prefetch_closes_while_an_item_is_being_made(threads: Threads) -> None:
-    go_on = threading.Event()
-
-    def slow() -> Iterator[int]:
-        yield 0
-        go_on.wait()
-        yield 1
-
-    ahead = data.prefetch(slow())
-    next(ahead)
-    ahead.close()  # type: ignore[attr-defined]  # does not wait for it
-    assert threads()
-    go_on.set()
+    assert len(source.asked) == asked
 
 
 def test_an_open_dataloader_does_not_keep_the_program_from_ending() -> None:

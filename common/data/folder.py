@@ -1,0 +1,465 @@
+"""A folder of images: found, checked, and dealt out in the same batches to every backend."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from common.architecture import unknown
+from common.data.fashion_mnist import has_files
+from common.data.imagenet import centre_crop, levels, normalise, pixels, random_flip, random_resized_crop
+from common.data.module import DataModule
+from common.data.pipeline import Batch, check_whole, count_batches, read_ahead
+from common.errors import BadInput, MissingFile
+from common.files import write_atomically
+from common.weights import some
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+THREADS = min(os.cpu_count() or 1, 8)  # that decode; Pillow lets them run side by side
+VAL_SHARE = 0.1  # of the images, where no folder says which are for validation
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Image files by their names under `root`, CLASS/NAME, and the number of each one's class, int32 (N,).
+
+    They are in the order of NAME, so that files named after their place in a data set are in its order.
+    """
+
+    root: Path
+    names: list[str]
+    labels: NDArray[np.int32]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, chosen: Sequence[bool] | NDArray[np.bool_]) -> Images:
+        """Those that are chosen (N,)."""
+        names = [name for name, is_chosen in zip(self.names, chosen, strict=True) if is_chosen]
+        return Images(self.root, names, self.labels[np.asarray(chosen, bool)], self.classes)
+
+    def first(self, limit: int | None) -> Images:
+        """The first so many, or all."""
+        return Images(self.root, self.names[:limit], self.labels[:limit], self.classes)
+
+
+class ImageFolder(DataModule):
+    """A folder of images in batches, got ready in the background by Grain, the same for every backend.
+
+    The folder has train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE, of which a share is for validation:
+    which, a hash of each image's name says, so that it is the same every time. Images are .jpg, .jpeg, .png
+    and .webp; classes are the folders' names, sorted.
+
+    A batch is x, float (N, channels, *resize), and y, int32 (N,); `channels` is 3, or 1 for greys. Training
+    images are shuffled and, with `augment`, changed as torchvision's reference for ImageNet does: "crop" is a
+    random part, resized; "flip" turns left to right with probability 1/2. What happens to an image depends
+    only on seed, epoch and the image's name. Without "crop", and in validation, the shorter side is brought
+    to 8/7 of its size and the centre cut out; an image that has the size already is taken as it is.
+
+    Args:
+        root: the folder.
+        normalize: "imagenet" takes off ImageNet's mean and deviation; "none" leaves x in [0, 1].
+        val_share: of the images, for validation, where there are no folders train and val; 0.1 unless told.
+        skip_bad: read every image now, and leave out those that cannot be. Which they are, `skipped` says.
+        num_workers: processes that prepare batches; with 0, threads of this one do.
+        limit_train, limit_val: only the first so many images.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it holds no images in classes, or for anything that would make a wrong batch or none.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        batch_size: int = 64,
+        resize: tuple[int, int] = (224, 224),
+        *,
+        augment: Sequence[str] = (),
+        normalize: str = "imagenet",
+        val_share: float | None = None,
+        skip_bad: bool = False,
+        num_workers: int = 0,
+        limit_train: int | None = None,
+        limit_val: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, resize, augment, limit_train, limit_val, seed)
+        if normalize not in ("imagenet", "none"):
+            raise BadInput(unknown("normalize", str(normalize), ("imagenet", "none")))
+        check_whole("num_workers", num_workers, 0)
+        self.normalize, self.skip_bad, self.num_workers = normalize, skip_bad, num_workers
+        train, val, self.val_share = find_split(Path(root), val_share)
+        self.skipped: dict[str, str] = {}
+        if skip_bad:
+            (train, in_train), (val, in_val) = without_bad(train), without_bad(val)
+            self.skipped = in_train | in_val
+        self.classes = train.classes
+        self.source = str(root)
+        self.size = (
+            f"{len(train):,} + {len(val):,} images of {len(self.classes)} classes, {_digest(train, val)}"
+        )
+        self.train, self.val = train.first(limit_train), val.first(limit_val)
+        self._count(len(self.train), len(self.val))
+
+    def check_channels(self, channels: int) -> None:
+        check_channels(channels, self.normalize)
+
+    def check(self) -> None:
+        if not self.skip_bad:
+            check_readable(self.train)
+            check_readable(self.val)
+
+    def train_dataloader(
+        self, epoch: int = 0, start: int = 0, dtype: str = "float32", channels: int = 3
+    ) -> Iterator[Batch]:
+        check_whole("epoch", epoch, 0)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.train))
+        batches = FileBatches(self.train, self.batch_size, self.resize, self.normalize, dtype, channels)
+        batches.shuffle(order, self.augment, self.seed, epoch)
+        return read_ahead(batches, start, THREADS, self.num_workers)
+
+    def val_dataloader(self, dtype: str = "float32", channels: int = 3) -> Iterator[Batch]:
+        batches = FileBatches(self.val, self.batch_size, self.resize, self.normalize, dtype, channels)
+        return read_ahead(batches, 0, THREADS, self.num_workers)
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {
+            "classes": self.classes,
+            "val_share": self.val_share,
+            "skip_bad": self.skip_bad,
+        }
+
+
+class FileBatches(Sequence[Batch]):
+    """Images in batches, made when they are asked for; in validation's order and form until shuffled."""
+
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        resize: tuple[int, int],
+        normalize: str,
+        dtype: str = "float32",
+        channels: int = 3,
+    ) -> None:
+        if dtype not in ("float32", "float64"):
+            raise BadInput(f"unknown dtype {dtype!r}; give float32 or float64")
+        check_whole("batch_size", batch_size, 1)
+        check_channels(channels, normalize)
+        self.images, self.batch_size, self.resize = images, batch_size, resize
+        self.mode = {1: "L", 3: "RGB"}[channels]
+        self.levels = levels(dtype, normalize, channels)
+        self.order = np.arange(len(images))
+        self.augment: tuple[str, ...] = ()
+
+    def shuffle(self, order: NDArray[np.intp], augment: tuple[str, ...], seed: int, epoch: int) -> None:
+        """Take the images in this order, augmented with draws that depend on seed, epoch and image alone."""
+        self.order, self.augment, self.seed, self.epoch = order, augment, seed, epoch
+
+    def __len__(self) -> int:
+        return count_batches(len(self.order), self.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:  # type: ignore[override]  # no slices are asked for
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        chosen = self.order[number * self.batch_size :][: self.batch_size]
+        images = np.stack([self._prepare(self.images.names[i]) for i in chosen])  # (N, H, W, C)
+        return normalise(images, self.levels), self.images.labels[chosen]
+
+    def _prepare(self, name: str) -> NDArray[np.uint8]:
+        """(height, width, C)."""
+        path = self.images.root / name
+        try:
+            image = read_image(path).convert(self.mode)
+        except Exception as error:  # a damaged file can make Pillow raise anything
+            raise BadInput(
+                f"{path} is not an image that can be read ({error}); replace it, or skip bad ones"
+            ) from None
+        if not self.augment:
+            return prepare(image, self.resize)
+        cropping, flipping = np.random.default_rng([self.seed, self.epoch, _hash(name)]).spawn(2)
+        if "crop" in self.augment:
+            prepared = random_resized_crop(image, self.resize, cropping)
+        else:
+            prepared = prepare(image, self.resize)
+        return random_flip(prepared, flipping) if "flip" in self.augment else prepared
+
+
+def prepare(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """An image as evaluation has it, uint8 (height, width, C); one that has the size is taken as it is."""
+    return pixels(image) if image.size == size[::-1] else centre_crop(image, size)
+
+
+def is_image_folder(folder: Path) -> bool:
+    """Whether there are folders in this one, and no files of Fashion-MNIST."""
+    return folder.is_dir() and bool(_entries(folder, is_folder=True)) and not has_files(folder)
+
+
+def check_channels(channels: int, normalize: str) -> None:
+    """Raise `ValueError` unless images can be had in so many channels."""
+    if channels not in (1, 3):
+        raise BadInput(f"images have 3 channels, or 1 for greys, not {channels}; give a network of so many")
+    if channels == 1 and normalize != "none":
+        raise BadInput(
+            "ImageNet's mean and deviation are of 3 channels; give a network of 3, or normalize none"
+        )
+
+
+def find_split(root: Path, val_share: float | None) -> tuple[Images, Images, float | None]:
+    """A folder's training and validation images, and the share that parted them where no folders do.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it does not hold images in classes, or the share leaves none on one side.
+    """
+    if not root.is_dir():
+        raise MissingFile(
+            f"{root} is not a folder; give one of images, train/CLASS/*.jpg and val/CLASS/*.jpg"
+        )
+    train, val = root / "train", root / "val"
+    if train.is_dir() or val.is_dir():
+        for folder in (train, val):
+            if not folder.is_dir():
+                raise BadInput(
+                    f"{root} has no folder {folder.name}; add it, or give CLASS/*.jpg without both"
+                )
+        if val_share is not None:
+            raise BadInput(f"{root} has its own folder val; leave out the share for validation")
+        found = find_images(train)
+        return found, find_images(val, found.classes), None
+    share = VAL_SHARE if val_share is None else val_share
+    found = find_images(root)
+    is_val = _in_share(found, share)
+    return found.take(~is_val), found.take(is_val), share
+
+
+def evaluation_images(
+    root: Path, known: Sequence[str], num_classes: int, val_share: float | None = None
+) -> Images:
+    """The images of a folder to evaluate a network on: those in val, else the share's, else all there are.
+
+    Args:
+        known: the network's classes; where it has no names for them, they are the folder's, sorted.
+
+    Raises:
+        ValueError: if there are none, or their classes are not the network's.
+    """
+    folder = root / "val" if (root / "val").is_dir() else root
+    if val_share is not None and folder != root:
+        raise BadInput(f"{root} has its own folder val; leave out the share for validation")
+    found = find_images(folder, known or None)
+    if not known and len(found.classes) != num_classes:
+        raise BadInput(f"{folder} has {len(found.classes)} classes but the network tells {num_classes}")
+    return found if val_share is None else found.take(_in_share(found, val_share))
+
+
+def find_images(root: Path, known: Sequence[str] | None = None) -> Images:
+    """The images CLASS/NAME of a folder; nothing is decoded.
+
+    Args:
+        known: the classes, in their order; the folder may lack some of them, but have no other.
+
+    Raises:
+        ValueError: if there are none, a class is empty or unknown, a name is not UTF-8 or a folder cannot
+            be read.
+    """
+    folders = _entries(root, is_folder=True)
+    _check_names(root, folders)
+    found = {name: _images_in(root / name) for name in folders}
+    if known is None:
+        if empty := [name for name, files in found.items() if not files]:
+            raise BadInput(f"{root} has classes without images: {some(empty)}; remove them, or add images")
+        classes = tuple(sorted(found))
+    else:
+        classes = tuple(known)
+        if strange := [name for name in found if name not in classes]:
+            raise BadInput(f"{root} has classes that are not among those trained: {some(sorted(strange))}")
+    if not any(found.values()):
+        raise BadInput(f"{root} has no images; give a folder of CLASS/*{' *'.join(SUFFIXES)}")
+    numbers = {name: number for number, name in enumerate(classes)}
+    files = sorted((file, name) for name, files in found.items() for file in files)
+    names = [f"{name}/{file}" for file, name in files]
+    _check_names(root, names)
+    return Images(root, names, np.array([numbers[name] for _, name in files], np.int32), classes)
+
+
+def read_image(path: Path, quickly: bool = False) -> Image:
+    """The image in a file, turned as its EXIF says; of an animation, the first. `quickly`, a small one.
+
+    Whatever Pillow raises: a damaged file can make it raise anything. Images of so many pixels that they
+    would fill the memory are refused by it.
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        if quickly:
+            image.draft("RGB", (1, 1))  # a JPEG at an eighth of its size, all of it read
+        image.load()
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith("I;16") or turned.mode == "I":  # 16 bits, which `convert` would cut off
+        values = np.asarray(turned).astype(np.int64) >> 8
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    return turned.convert("RGBA") if "transparency" in turned.info else turned
+
+
+def check_readable(images: Images) -> None:
+    """Raise `ValueError`, with the first names and how many, unless every image can be read."""
+    if bad := find_bad(images):
+        first = "; ".join(f"{name} ({why})" for name, why in list(bad.items())[:10])
+        more = f" and {len(bad) - 10:,} more" if len(bad) > 10 else ""
+        raise BadInput(
+            f"{images.root} has {_files(len(bad))} that can be read: {first}{more}; "
+            "replace them, or skip bad ones"
+        )
+
+
+def without_bad(images: Images) -> tuple[Images, dict[str, str]]:
+    """Those images that can be read; and the paths of the others, and why.
+
+    Raises:
+        ValueError: if none can.
+    """
+    bad = find_bad(images)
+    if len(bad) == len(images):
+        raise BadInput(f"{images.root} has no image that can be read, in {len(images):,} files")
+    return images.take([name not in bad for name in images.names]), {
+        str(images.root / name): why for name, why in bad.items()
+    }
+
+
+def leaving_out(names: Iterable[str]) -> str:
+    """The line that says which files are left out."""
+    left = [str(name) for name in names]
+    return f"leaving out {_files(len(left))}: {some(left)}"
+
+
+def _files(count: int) -> str:
+    return "1 file that is no image" if count == 1 else f"{count:,} files that are no images"
+
+
+def find_bad(images: Images) -> dict[str, str]:
+    """Name → why, of each file that is no image that can be read. All are decoded, and shown as they are.
+
+    What was found is remembered until a file changes, in the user's cache.
+    """
+    import PIL
+
+    stamp = _stamp(images, PIL.__version__)
+    remembered = user_cache_path("resnet-tabs") / "checked" / f"{stamp}.json"
+    with suppress(OSError, ValueError):
+        return dict(json.loads(remembered.read_text(encoding="utf-8")))
+    bad: dict[str, str] = {}
+    console = Console()
+    progress = Progress(console=console, disable=not console.is_terminal, transient=True)
+    with progress, ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of what it can read all the same
+        task = progress.add_task(escape(f"reading {images.root}"), total=len(images))
+        for start in range(0, len(images), 256):  # a future each for millions would fill the memory
+            names = images.names[start : start + 256]
+            for name, why in zip(names, pool.map(lambda n: why_bad(images.root / n), names), strict=True):
+                if why:
+                    bad[name] = why
+            progress.update(task, advance=len(names))
+    if any(why.startswith(("[Errno", "MemoryError")) for why in bad.values()):
+        return bad  # which may be another time
+    with suppress(OSError, BadInput):  # without a cache it is read again next time
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(remembered, json.dumps(bad))
+    return bad
+
+
+def why_bad(path: Path) -> str:
+    """Why a file is no image that can be read; empty where it is one."""
+    try:
+        read_image(path, quickly=True)
+    except Exception as error:  # a damaged file can make Pillow raise anything
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
+
+
+def _entries(folder: Path, is_folder: bool) -> list[str]:
+    """The names of the folders in a folder, or of the files; of none that are hidden."""
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+            return [entry.name for entry in shown if (entry.is_dir() if is_folder else entry.is_file())]
+    except OSError as error:
+        raise BadInput(f"cannot read the folder {folder}: {error.strerror}") from None
+
+
+def _images_in(folder: Path) -> list[str]:
+    return [name for name in _entries(folder, is_folder=False) if name.lower().endswith(SUFFIXES)]
+
+
+# Control characters, and the half characters that stand for what is not UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def _check_names(root: Path, names: list[str]) -> None:
+    if strange := [name for name in names if UNPRINTABLE.search(name)]:
+        raise BadInput(
+            f"{root} has names that are not UTF-8, or have control characters: "
+            f"{some([printable(name) for name in strange])}; rename them"
+        )
+
+
+def printable(name: str) -> str:
+    """The name with what cannot be written in a line as backslashes and numbers."""
+    return UNPRINTABLE.sub(lambda found: repr(os.fsencode(found.group()))[2:-1], name)
+
+
+def _in_share(images: Images, share: float) -> NDArray[np.bool_]:
+    """Which are for validation (N,): of each that depends on its name alone."""
+    if not 0 < share < 1:
+        raise BadInput(f"the share for validation must be above 0 and below 1, not {share}")
+    chosen = np.array([_hash(name) / 2**64 < share for name in images.names])
+    if chosen.all() or not chosen.any():
+        which = "training" if chosen.all() else "validation"
+        raise BadInput(f"a share of {share} leaves none of {len(images):,} images for {which}; give another")
+    return chosen
+
+
+def _hash(name: str) -> int:
+    """64 bits."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
+
+
+def _digest(*parts: Images) -> str:
+    """Sixteen hexadecimal digits of which images there are."""
+    digest = hashlib.sha256()
+    for images in parts:
+        digest.update(json.dumps([images.classes, images.names]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _stamp(images: Images, version: str) -> str:
+    """What changes when a file does: of all names, sizes and times; and of who reads them."""
+    digest = hashlib.sha256(version.encode() + os.fsencode(images.root.resolve()))
+    for name in images.names:
+        try:
+            found = os.stat(images.root / name)
+            digest.update(f"{name}\n{found.st_size}\n{found.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(f"{name}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,283 @@
+"""The commands on a person's own images: train, fine-tune, evaluate and predict; and bad ones."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common import architecture, initial_weights, load_checkpoint, save_checkpoint
+from common.data import CLASSES, ImageFolder, sample, write_images
+from common.training.runs import read_history, read_settings
+from tests.cli.commands import command, run, run_here, succeed, wait_for
+from tests.data.folders import make_folder
+
+pytestmark = pytest.mark.usefixtures("no_full_set")
+
+SHORT = ["--epochs", "1", "--batch-size", "8", "--resize", "28", "--precision", "float64"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "animals", size=(28, 28))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 of three channels and seven classes."""
+    arch = architecture("resnet18", in_channels=3, num_classes=7)
+    path = tmp_path_factory.mktemp("network") / "seven.safetensors"
+    save_checkpoint(path, arch, initial_weights(arch, seed=5))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    succeed("train", "resnet18", "--backend", "oracle", "--data", root, *SHORT, "--out", out)
+    return out
+
+
+def test_train_evaluate_and_predict_on_a_folder(
+    backend: str, device: str, root: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    here = ["--backend", backend, "--device", device]
+    options = [*SHORT, "--augment", "crop,flip", "--weights", pretrained]
+    said = succeed("train", "resnet18", "--data", root, *options, *here, "--out", out)
+    assert "2 classes, not its 7, so the last layer is new" in said
+    assert f"24 training and 8 validation images at 28×28 from {root}" in said
+    arch, _ = load_checkpoint(out / "best.safetensors")
+    assert (arch.in_channels, arch.num_classes) == (3, 2)
+
+    shown = run_here("evaluate", out, "--data", root, *here, "--precision", "float64").stdout
+    accuracy = read_history(out)[-1]["val_accuracy"]
+    assert f"accuracy {accuracy:.4f}  top-5 1.0000  (8 images at 28×28 from {root}" in shown
+    assert re.search(r"^ *cat +4 ", shown, re.MULTILINE) and re.search(r"^ *dog +4 ", shown, re.MULTILINE)
+    assert Image.open(out / "confusion.png").size[0] > 300
+
+    written = tmp_path / "predictions.csv"
+    run_here("predict", out, root / "val", *here, "--precision", "float64", "--out", written)
+    with written.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["image", "class", "probability", "cat", "dog"]
+    assert len(rows) == 8
+    right = 0
+    for name, told, probability, *probabilities in rows:
+        assert float(probability) == max(map(float, probabilities))
+        assert sum(map(float, probabilities)) == pytest.approx(1)
+        assert told == ("cat", "dog")[np.argmax([float(p) for p in probabilities])]
+        right += name.startswith(told)
+    assert right / 8 == accuracy
+
+
+def test_the_weights_are_those_given_and_only_the_last_layer_is_new(
+    root: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    options = ["--backend", "oracle", *SHORT, "--lr", "1e-300", "--seed", "4"]
+    succeed("train", "resnet18", "--data", root, *options, "--weights", pretrained, "--out", out)
+    given = load_checkpoint(pretrained)[1]
+    arch, found = load_checkpoint(out / "last.safetensors")
+    drawn = initial_weights(arch, 4)
+    for name, array in found.items():
+        if not name.endswith(("running_mean", "running_var")):
+            expected = drawn[name] if name.startswith("last.") else given[name]
+            np.testing.assert_allclose(array, expected, rtol=0, atol=1e-200)
+    same = tmp_path / "same"  # so many classes as before: all of it is taken
+    said = succeed("train", "resnet18", "--data", root, *options, "--weights", out, "--out", same)
+    assert "new" not in said.splitlines()[0]
+    assert read_settings(same).weights != read_settings(out).weights != ""
+
+
+@pytest.mark.xdist_group("signals")
+def test_a_killed_run_goes_on_with_the_command_it_printed(
+    root: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    options = ["train", "resnet18", "--data", root / "train", "--backend", "oracle", *SHORT, "--epochs", "2"]
+    options += ["--augment", "crop,flip", "--weights", pretrained, "--val-share", "0.3"]
+    process = subprocess.Popen(
+        command(*options, "--out", tmp_path / "killed"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(tmp_path / "killed", 1, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    again = ["train", "resnet18", "--data", root / "train", "--out", tmp_path / "killed", "--resume"]
+    succeed(*again)
+    succeed(*options, "--out", tmp_path / "whole")
+    killed, whole = (load_checkpoint(tmp_path / name / "last.safetensors")[1] for name in ("killed", "whole"))
+    assert all(killed[name].tobytes() == whole[name].tobytes() for name in whole)
+    shown = succeed("evaluate", tmp_path / "whole", "--data", root / "train", "--backend", "oracle")
+    own = ImageFolder(root / "train", 1, val_share=0.3).num_val
+    assert 0 < own < 24 and f"({own} images at 28×28" in shown
+
+
+def test_evaluate_takes_a_folder_of_some_of_the_classes(trained: Path, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/dog").symlink_to(root / "val/dog")
+    shown = run_here(
+        *("evaluate", trained, tmp_path / "test", "--backend", "oracle", "--out", tmp_path / "dogs.png")
+    ).stdout
+    assert "(4 images at 28×28" in shown
+    assert (tmp_path / "dogs.png").exists()
+
+
+def test_a_fashion_mnist_network_sees_png_files_as_it_saw_the_set(tmp_path: Path) -> None:
+    arch = architecture("resnet18")
+    path = tmp_path / "fashion.safetensors"
+    save_checkpoint(path, arch, initial_weights(arch))
+    write_images(sample(), tmp_path / "numbered")
+    for number, name in enumerate(CLASSES):  # by their own names, which are sorted otherwise
+        (tmp_path / "named").mkdir(exist_ok=True)
+        link = tmp_path / "named" / name.replace("/", "-")
+        link.symlink_to(tmp_path / "numbered/val" / f"{number}-{link.name}")
+    options = ["--backend", "oracle", "--resize", "32", "--limit-val", "40", "--precision", "float64"]
+    expected = re.search(r"loss \S+  accuracy \S+", run_here("evaluate", path, *options).stdout)
+    for folder in ("numbered", "named"):
+        said = run_here("evaluate", path, tmp_path / folder, *options).stdout
+        assert expected and expected.group() in said
+        assert "sorted, are taken for them" in said or folder == "named"
+
+
+def test_a_moved_checkpoint_is_evaluated_on_the_share_it_was_validated_on(root: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    shutil.copytree(root / "train", flat)
+    out = ["--backend", "oracle", "--out", tmp_path / "run"]
+    succeed("train", "resnet18", "--data", flat, *SHORT, "--val-share", "0.3", *out)
+    moved = tmp_path / "moved.safetensors"
+    shutil.copy(tmp_path / "run/best.safetensors", moved)
+    share = ImageFolder(flat, 1, val_share=0.3).num_val
+    assert f"({share} images at 28×28" in run_here("evaluate", moved, flat, "--backend", "oracle").stdout
+    shutil.copy(root / "val/cat/cat000.jpg", flat / "cat/another.jpg")
+    said = run_here("evaluate", moved, flat, "--backend", "oracle").stdout
+    assert "those trained on included" in said and "(25 images at 28×28" in said
+
+
+def test_weights_bring_their_conventions(root: Path, tmp_path: Path) -> None:
+    arch = dataclasses.replace(architecture("resnet18", 3, 7), epsilon=1.001e-5, decay=0.99, padding="same")
+    save_checkpoint(tmp_path / "keras.safetensors", arch, initial_weights(arch))
+    options = ["--data", root, "--backend", "oracle", *SHORT, "--weights", tmp_path / "keras.safetensors"]
+    succeed("train", "resnet18", *options, "--out", tmp_path / "run")
+    found, _ = load_checkpoint(tmp_path / "run/best.safetensors")
+    assert found == dataclasses.replace(arch, num_classes=2)
+
+
+def test_predict_takes_folders_as_training_does_and_names_images_by_their_place(
+    trained: Path, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images/.hidden").mkdir(parents=True)
+    (tmp_path / "images/._a.jpg").write_bytes(b"no image")
+    (tmp_path / "images/cat").symlink_to(root / "val/cat")
+    (tmp_path / "images/circle").symlink_to(tmp_path / "images")
+    lines = run_here("predict", trained, tmp_path / "images", "--backend", "oracle").stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"cat/cat{i:03}.jpg" for i in range(4)]
+
+
+def test_predict_names_the_classes(trained: Path, root: Path) -> None:
+    line = run_here("predict", trained, root / "val/cat/cat000.jpg", "--backend", "oracle").stdout
+    assert re.fullmatch(r"cat000\.jpg: (cat|dog) [\d.]+, (cat|dog) [\d.]+\n", line)
+
+
+def test_bad_files_are_left_out_where_asked(trained: Path, tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "animals", size=(28, 28))
+    for part in ("train", "val"):
+        (root / part / "cat/bad.jpg").write_bytes(b"no image")
+    line = "resnet-tabs: {} has 1 file that is no image that can be read: cat/bad.jpg "
+    options = ["--data", root, "--backend", "oracle"]
+    train = ["train", "resnet18", *options, *SHORT, "--out", tmp_path / "run"]
+    for arguments, folder in ((train, root / "train"), (["evaluate", trained, *options], root / "val")):
+        done = run_here(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith(line.format(folder))
+        assert not (tmp_path / "run").exists()
+    assert "leaving out 2 files" in succeed(*train, "--skip-bad")
+    assert "leaving out 1 file" in run_here("evaluate", trained, *options, "--skip-bad").stdout
+    images = ["predict", trained, root / "val", "--backend", "oracle"]
+    assert run_here(*images).returncode == 2
+    assert len(run_here(*images, "--skip-bad").stdout.splitlines()) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "resnet18", "--skip-bad"], "are for a folder of images"),
+        (["train", "resnet18", "--normalize", "none"], "are for a folder of images"),
+        (["train", "resnet18", "--data", "{root}", "--normalize", "mean"], "unknown normalize 'mean'"),
+        (["train", "resnet18", "--data", "{root}", "--val-share", "2"], "has its own folder val"),
+        (["train", "resnet18", "--data", "{root}/train", "--val-share", "2"], "above 0 and below 1"),
+        (["train", "resnet18", "--data", "{root}/none"], "or images in folders of their classes"),
+        (
+            ["train", "resnet18", "--data", "{root}", "--batch-size", "8", "--weights", "none.safetensors"],
+            "none.safetensors",
+        ),
+        (
+            ["train", "resnet34", "--data", "{root}", "--batch-size", "8", "--weights", "{seven}"],
+            "is of another network, resnet18",
+        ),
+        (["train", "resnet18", "--data", "{root}", "--augment", "crops"], "did you mean crop"),
+        (["evaluate", "{seven}", "--data", "{root}"], "has 2 classes but the network tells 7"),
+        (["evaluate", "{trained}", "--data", "{strange}"], "not among those trained: bird"),
+        (["evaluate", "{trained}", "{root}", "--batch-size", "0"], "batch_size must be 1 or more"),
+        (["evaluate", "{trained}", "{root}", "--limit-val", "0"], "limit_val must be 1 or more"),
+        (["evaluate", "{trained}", "{root}", "--num-workers", "-1"], "num_workers must be 0 or more"),
+        (["evaluate", "{trained}", "{root}", "--val-share", "0.3"], "has its own folder val"),
+        (["evaluate", "{trained}", "{root}", "--data", "{root}"], "named twice"),
+        (["train", "resnet18", "--out", "{trained}", "--resume"], "give it again, with --data"),
+        (["train", "resnet18", "--data", "{root}", "--resize", "0"], "height and a width of 1 or more"),
+        (["predict", "{trained}", "{empty}"], "has no images"),
+        (["predict", "{trained}", "{strange}", "--skip-bad"], "no image is left that can be read"),
+        (["predict", "{trained}", "{root}/val", "--out", "found.txt"], "ends in .csv or .npy"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], said: str, root: Path, pretrained: Path, trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "strange/bird").mkdir(parents=True)
+    (tmp_path / "strange/bird/a.jpg").write_bytes(b"")
+    places = {"root": root, "seven": pretrained, "trained": trained}
+    places |= {"empty": tmp_path / "empty", "strange": tmp_path / "strange"}
+    done = run_here(*[argument.format(**places) for argument in arguments], folder=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_whose_classes_are_damaged_is_one_line(
+    trained: Path, root: Path, tmp_path: Path
+) -> None:
+    arch, weights = load_checkpoint(trained / "best.safetensors")
+    for classes, size in (("cat", "[28, 28]"), (json.dumps(["a"] * 3), "[28, 28]"), ('["a", "b"]', "28")):
+        path = tmp_path / "bad.safetensors"
+        save_checkpoint(path, arch, weights, {"classes": classes, "resize": size})
+        done = run_here("predict", path, root / "val", "--backend", "oracle")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "is damaged" in done.stderr
+
+
+def test_fashion_mnist_is_written_as_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.data.full", lambda directory: sample())
+    folder = tmp_path / "images"
+    said = run_here("download", "--as-images", folder).stdout
+    assert said == f"1,500 images of Fashion-MNIST are in {folder}, a folder for `train --data`\n"
+    first = folder / "train/9-Ankle boot/00000.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(first)), sample().train_images[0])
+    assert run("download", "--as-images", folder).returncode == 2

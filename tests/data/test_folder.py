@@ -1,0 +1,459 @@
+"""Image folders: found, split, checked, prepared as torchvision does, the same whoever deals them out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common import data
+from common.data import ImageFolder
+from common.data.folder import find_images, prepare, read_image
+from common.data.imagenet import random_resized_crop
+from common.errors import BadInput
+from tests.data.folders import make_folder, picture
+from tests.data.helpers import same
+from tests.helpers import one_line
+
+SIZE = (24, 24)
+AUGMENTED = {"augment": ("crop", "flip"), "batch_size": 5, "resize": SIZE}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "animals")
+
+
+# Finding and splitting
+
+
+def test_classes_are_the_folders_sorted_and_images_are_in_the_order_of_their_names(root: Path) -> None:
+    shutil.copy(root / "train/dog/dog003.jpg", root / "train/cat/aaa.JPG")
+    (root / "train/cat/notes.txt").write_text("no image")
+    (root / "train/.hidden").mkdir()
+    module = ImageFolder(root, 25)
+    assert module.classes == ("cat", "dog")
+    assert (module.num_train, module.num_val) == (25, 8)
+    assert module.train.names[:2] == ["cat/aaa.JPG", "cat/cat000.jpg"]
+    assert module.train.labels.tolist() == [0] * 13 + [1] * 12
+    assert (module.resize, module.augment, module.normalize) == ((224, 224), (), "imagenet")
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_a_share_is_for_validation_and_which_images_depends_on_their_names_alone(
+    tmp_path: Path, share: float
+) -> None:
+    make_folder(tmp_path, train=60)
+    whole = ImageFolder(tmp_path / "train", 4, val_share=share)
+    assert set(whole.train.names).isdisjoint(whole.val.names)
+    assert whole.num_train + whole.num_val == 120
+    assert abs(whole.num_val / 120 - share) < 0.12
+    for i in range(0, 60, 2):
+        (tmp_path / f"train/cat/cat{i:03}.jpg").unlink()
+    fewer = ImageFolder(tmp_path / "train", 4, val_share=share)
+    assert set(fewer.val.names) <= set(whole.val.names) and set(fewer.train.names) <= set(whole.train.names)
+    assert ImageFolder(tmp_path / "train").settings()["val_share"] == 0.1
+
+
+def test_limits_take_the_first_images(root: Path) -> None:
+    module = ImageFolder(root, batch_size=2, resize=SIZE, limit_train=5, limit_val=3)
+    assert (module.num_train, module.num_val, module.num_train_batches, module.num_val_batches) == (
+        5,
+        3,
+        3,
+        2,
+    )
+    assert len(list(module.train_dataloader())) == 3
+
+
+def test_settings_say_which_images_there_are_wherever_they_lie(root: Path, tmp_path: Path) -> None:
+    before = ImageFolder(root, 4).settings()
+    shutil.move(root, tmp_path / "moved")
+    assert ImageFolder(tmp_path / "moved", 4).settings() == before
+    shutil.move(tmp_path / "moved/train/cat/cat000.jpg", tmp_path / "moved/train/dog/cat000.jpg")
+    assert ImageFolder(tmp_path / "moved", 4).settings()["data"] != before["data"]
+
+
+def empty_class(root: Path) -> None:
+    (root / "train/bird").mkdir()
+
+
+def class_only_in_val(root: Path) -> None:
+    shutil.copytree(root / "val/cat", root / "val/bird")
+
+
+def not_utf8(root: Path) -> None:
+    shutil.copy(root / "train/cat/cat000.jpg", os.fsencode(root / "train/cat") + b"/caf\xe9.jpg")
+
+
+def newline(root: Path) -> None:
+    shutil.copy(root / "train/cat/cat000.jpg", root / "train/cat/two\nlines.jpg")
+
+
+def loop(root: Path) -> None:
+    (root / "train/bird").symlink_to("bird")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "said"),
+    [
+        (newline, {}, r"control characters: cat/two\nlines.jpg"),
+        (loop, {}, "cannot read the folder"),
+        (empty_class, {}, "classes without images: bird"),
+        (class_only_in_val, {}, "classes that are not among those trained: bird"),
+        (not_utf8, {}, r"not UTF-8, or have control characters: cat/caf\xe9.jpg"),
+        (lambda root: shutil.rmtree(root / "val"), {}, "has no folder val"),
+        (lambda root: shutil.rmtree(root / "train"), {}, "has no folder train"),
+        (shutil.rmtree, {}, "is not a folder"),
+        (lambda root: [f.unlink() for f in root.glob("val/*/*")], {}, "has no images"),
+        (lambda root: None, {"val_share": 0.1}, "has its own folder val"),
+        (lambda root: None, {"normalize": "mean"}, "unknown normalize"),
+        (lambda root: None, {"augment": ["crops"]}, "did you mean crop"),
+        (lambda root: None, {"batch_size": 25}, "larger than the 24 training images"),
+        (lambda root: None, {"num_workers": -1}, "num_workers must be 0 or more"),
+        (lambda root: None, {"resize": 224}, "height and a width"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_one_line(
+    root: Path, spoil: Any, options: dict[str, Any], said: str
+) -> None:
+    spoil(root)
+    with pytest.raises(BadInput) as error:
+        ImageFolder(root, **{"batch_size": 4, **options})
+    one_line(error)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5, 1e-9])
+def test_a_share_that_leaves_nothing_is_one_line(root: Path, share: float) -> None:
+    with pytest.raises(BadInput, match="share"):
+        ImageFolder(root / "train", val_share=share)
+
+
+# Reading and checking
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that says it is so large, and has no pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+def spoil(folder: Path, name: str) -> Path:
+    path = folder / name
+    whole = (folder / "cat000.jpg").read_bytes()
+    path.write_bytes(
+        {
+            "empty.jpg": b"",
+            "text.jpg": b"no image at all",
+            "cut.jpg": whole[: len(whole) // 2],
+            "bomb.png": png(30_000, 30_000),
+            "html.webp": b"<html>not found</html>",
+        }[name]
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", ["empty.jpg", "text.jpg", "cut.jpg", "bomb.png", "html.webp"])
+def test_files_that_are_no_images_are_named_before_training(root: Path, name: str) -> None:
+    spoil(root / "train/cat", name)
+    module = ImageFolder(root, 4)
+    for _ in range(2):  # the second from what is remembered
+        with pytest.raises(BadInput, match="1 file that is no image") as error:
+            module.check()
+        one_line(error)
+        assert f"cat/{name}" in str(error.value)
+    without = ImageFolder(root, 4, skip_bad=True)
+    without.check()
+    assert list(without.skipped) == [str(root / "train/cat" / name)]
+    assert (without.num_train, without.num_val) == (24, 8)
+    (root / "train/cat" / name).write_bytes((root / "train/dog/dog000.jpg").read_bytes())
+    module.check()  # a file that changed is read again
+
+
+def test_the_first_ten_are_named_and_how_many_there_are(root: Path) -> None:
+    for i in range(14):
+        (root / f"train/cat/x{i:02}.png").write_bytes(b"x")
+    with pytest.raises(BadInput, match="14 files that are no images") as error:
+        ImageFolder(root, 4).check()
+    one_line(error)
+    assert str(error.value).count(".png (") == 10 and "and 4 more" in str(error.value)
+
+
+def test_a_bad_file_that_nobody_checked_is_named_when_its_turn_comes(root: Path) -> None:
+    bad = spoil(root / "train/cat", "text.jpg")
+    with pytest.raises(BadInput, match="skip bad ones") as error:
+        list(ImageFolder(root, 4, SIZE).train_dataloader())
+    one_line(error)
+    assert str(bad) in str(error.value)
+
+
+def test_a_reason_that_may_pass_is_not_remembered(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ImageFolder(root, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr("common.data.folder.why_bad", lambda path: "[Errno 13] Permission denied")
+        with pytest.raises(BadInput, match="24 files that are no images"):
+            module.check()
+    module.check()
+
+
+def test_a_ribbon_does_not_fill_the_memory(tmp_path: Path) -> None:
+    pixels = np.linspace(0, 255, 20_000).astype(np.uint8)[None].repeat(2, 0)
+    image = Image.fromarray(pixels).convert("RGB")
+    tracemalloc.start()
+    found = prepare(image, (24, 24))
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+    assert found.shape == (24, 24, 3) and abs(int(found.mean()) - 127) <= 1
+
+
+def test_a_folder_of_nothing_but_bad_files_is_one_line(root: Path) -> None:
+    for file in root.glob("train/*/*"):
+        file.write_bytes(b"")
+    with pytest.raises(BadInput, match="no image that can be read, in 24 files"):
+        ImageFolder(root, 4, skip_bad=True)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "palette with transparency"]
+)
+def test_whatever_pillow_reads_is_read(tmp_path: Path, mode: str) -> None:
+    grey = picture(50, 40).convert("L")
+    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    if mode == "I;16":
+        Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(path)
+    elif mode == "palette with transparency":
+        picture(50, 40).convert("P").save(path, transparency=b"\x00\xff\x80")
+    else:
+        picture(50, 40).convert(mode).save(path)
+    found = np.asarray(read_image(path).convert("RGB"))
+    assert found.shape == (40, 50, 3)
+    expected = {"I;16": grey, "L": grey}.get(mode, picture(50, 40).convert("RGB")).convert("RGB")
+    if mode in ("L", "RGB", "RGBA", "I;16"):
+        np.testing.assert_array_equal(found, expected)
+    elif mode != "1":
+        assert abs(found.astype(int) - np.asarray(expected).astype(int)).mean() < 60
+
+
+def test_exif_turns_and_the_first_of_an_animation_is_taken(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(48, 32).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    assert read_image(tmp_path / "turned.jpg").size == (32, 48)
+    first, second = picture(48, 32, 1), picture(48, 32, 2)
+    first.save(tmp_path / "animated.webp", save_all=True, append_images=[second], lossless=True)
+    np.testing.assert_array_equal(read_image(tmp_path / "animated.webp").convert("RGB"), first)
+
+
+def test_an_image_20000_pixels_wide_is_prepared(root: Path) -> None:
+    Image.new("RGB", (20_000, 40), "red").save(root / "val/cat/aaa.png")
+    module = ImageFolder(root, 4, SIZE, normalize="none")
+    module.check()
+    x, _ = next(module.val_dataloader())
+    assert x[0, 0].min() == 1 and x[0, 1:].max() == 0
+
+
+# Preparing
+
+
+def test_validation_is_torchvisions(root: Path, backends: list[str]) -> None:
+    if "torch" not in backends:
+        pytest.skip("torchvision needs PyTorch, which is not under test")
+    from tests.interop.families import torchvision
+
+    transforms = torchvision().transforms
+    theirs = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    for i, size in enumerate([(300, 400), (401, 299), (64, 91), (1000, 225)]):
+        picture(*size, i).save(root / f"val/cat/a{i}.png")
+    module = ImageFolder(root, batch_size=4)
+    x, y = next(module.val_dataloader())
+    assert (x.shape, x.dtype, y.tolist(), y.dtype) == ((4, 3, 224, 224), np.float32, [0] * 4, np.int32)
+    for image, name in zip(x, module.val.names, strict=False):
+        expected = theirs(Image.open(root / "val" / name).convert("RGB")).numpy()
+        np.testing.assert_allclose(image, expected, rtol=0, atol=1e-6)
+
+
+def test_random_crops_are_drawn_as_torchvision_draws_them(backends: list[str]) -> None:
+    if "torch" not in backends:
+        pytest.skip("torchvision needs PyTorch, which is not under test")
+    import torch
+
+    from tests.interop.families import torchvision
+
+    theirs = torchvision().transforms.RandomResizedCrop(8)
+    for size in ((60, 40), (30, 200), (200, 31)):
+        image = Image.fromarray(np.mgrid[: size[1], : size[0]][0].astype(np.uint8))
+        wide = Image.fromarray(np.mgrid[: size[1], : size[0]][1].astype(np.uint8))
+        ours = []
+        for seed in range(400):  # a crop's mean row and column say where its middle is
+            ours.append(
+                [random_resized_crop(i, (8, 8), np.random.default_rng(seed)).mean() for i in (image, wide)]
+            )
+        expected = []
+        for seed in range(400):
+            row = []
+            for each in (image, wide):
+                torch.manual_seed(seed)
+                row.append(np.asarray(theirs(each)).mean())
+            expected.append(row)
+        ours_, expected_ = np.array(ours), np.array(expected)
+        spread = expected_.std(0) + 0.5
+        assert (abs(ours_.mean(0) - expected_.mean(0)) < 0.25 * spread).all()
+        assert (abs(ours_.std(0) - expected_.std(0)) < 0.2 * spread).all()
+
+
+def test_an_image_of_the_size_is_taken_as_it_is(tmp_path: Path) -> None:
+    make_folder(tmp_path, size=(24, 24))
+    module = ImageFolder(tmp_path, 4, SIZE, normalize="none")
+    x, _ = next(module.val_dataloader("float64"))
+    for image, name in zip(x, module.val.names, strict=False):
+        pixels = np.asarray(Image.open(tmp_path / "val" / name)).transpose(2, 0, 1)
+        np.testing.assert_array_equal(image, pixels / 255)
+
+
+def test_greys_are_of_one_channel_or_of_three(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    module = ImageFolder(tmp_path, 4, SIZE, normalize="none")
+    assert next(module.val_dataloader(channels=1))[0].shape == (4, 1, 24, 24)
+    with pytest.raises(BadInput, match="3 channels, or 1"):
+        module.val_dataloader(channels=4)
+    with pytest.raises(BadInput, match="normalize none"):
+        ImageFolder(tmp_path, 4, SIZE).val_dataloader(channels=1)
+
+
+def test_a_draw_depends_on_seed_epoch_and_image_alone(root: Path) -> None:
+    def drawn(**options: Any) -> dict[bytes, int]:
+        """Each training image as it comes out, by its name."""
+        epoch = options.pop("epoch", 0)
+        module = ImageFolder(root, **{**AUGMENTED, "batch_size": 1, **options})
+        order = np.random.default_rng([module.seed, epoch]).permutation(module.num_train)
+        return {
+            module.train.names[i]: x.tobytes()
+            for i, (x, _) in zip(order, module.train_dataloader(epoch), strict=True)
+        }
+
+    whole = drawn()
+    some = drawn(limit_train=7)
+    assert some == {name: whole[name] for name in some}
+    assert not set(drawn(epoch=1).values()) & set(whole.values())
+    assert not set(drawn(seed=1).values()) & set(whole.values())
+    for names in (("crop",), ("flip",), ()):
+        assert drawn(augment=names) != whole
+    flipped, plain = drawn(augment=("flip",)), drawn(augment=())
+    assert 0 < sum(flipped[name] != plain[name] for name in plain) < len(plain)
+
+
+# Dealing out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_epoch_begins_anywhere(root: Path, dtype: str) -> None:
+    module = ImageFolder(root, **AUGMENTED)
+    whole = list(module.train_dataloader(2, dtype=dtype))
+    assert len(whole) == 5 and whole[-1][0].shape == (4, 3, 24, 24) and whole[0][0].dtype == dtype
+    for start in (0, 1, 4, 5):
+        same(module.train_dataloader(2, start, dtype), iter(whole[start:]))
+    with pytest.raises(BadInput, match="beyond the epoch's 5 batches"):
+        module.train_dataloader(0, 6)
+
+
+def test_processes_deal_out_what_threads_do(root: Path) -> None:
+    program = (
+        "import hashlib, sys\n"
+        "from common.data import ImageFolder\n"
+        "if __name__ == '__main__':\n"
+        "    digest = hashlib.sha256()\n"
+        f"    module = ImageFolder({str(root)!r}, **{AUGMENTED!r}, num_workers=int(sys.argv[1]))\n"
+        "    for loader in (module.train_dataloader(3, 1), module.val_dataloader()):\n"
+        "        for x, y in loader:\n"
+        "            digest.update(x.tobytes() + y.tobytes())\n"
+        "    print(digest.hexdigest())\n"
+    )
+    file = root.parent / "program.py"
+    file.write_text(program)
+    path = {"PYTHONPATH": str(Path.cwd())}
+    done = [
+        subprocess.run(
+            [sys.executable, file, str(workers)], capture_output=True, text=True, env=os.environ | path
+        )
+        for workers in (0, 1, 2)
+    ]
+    assert [(run.returncode, run.stderr) for run in done] == [(0, "")] * 3
+    assert len({run.stdout for run in done}) == 1
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fashion") / "images"
+    data.write_images(data.sample(), folder)
+    return folder
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fashion_mnist_as_images_is_fashion_mnist(
+    written: Path, monkeypatch: pytest.MonkeyPatch, channels: int
+) -> None:
+    monkeypatch.setattr("common.data.fashion_mnist._full_or_sample", lambda directory: data.sample())
+    built_in = data.FashionMNIST(128, seed=3)
+    folder = ImageFolder(written, 128, (28, 28), normalize="none", seed=3)
+    for epoch in (0, 1):
+        same(
+            folder.train_dataloader(epoch, dtype="float64", channels=channels),
+            built_in.train_dataloader(epoch, dtype="float64", channels=channels),
+        )
+    same(folder.val_dataloader(channels=channels), built_in.val_dataloader(channels=channels))
+    assert [name[2:] for name in folder.classes] == [name.replace("/", "-") for name in data.CLASSES]
+
+
+def test_images_are_written_to_a_new_folder_only(written: Path) -> None:
+    with pytest.raises(BadInput, match="is not empty") as error:
+        data.write_images(data.sample(), written)
+    one_line(error)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read as Linux tells it")
+def test_a_hundred_thousand_files_are_listed_in_seconds(tmp_path: Path) -> None:
+    for number in range(20):
+        folder = tmp_path / f"class{number:02}"
+        folder.mkdir()
+        for i in range(5000):
+            os.close(os.open(folder / f"image{number:02}_{i:05}.jpg", os.O_CREAT | os.O_WRONLY))
+    program = (
+        "import sys, time; from common.data import ImageFolder; begun = time.monotonic()\n"
+        "module = ImageFolder(sys.argv[1])\n"
+        "seconds = time.monotonic() - begun\n"
+        "memory = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "print(module.num_train + module.num_val, seconds, memory.split()[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True
+    )
+    count, seconds, kilobytes = map(float, done.stdout.split())
+    assert count == 100_000 and seconds < 10 and kilobytes < 200_000
+
+
+def test_known_classes_keep_their_order(root: Path) -> None:
+    found = find_images(root / "val", ("dog", "bird", "cat"))
+    assert found.labels.tolist() == [2] * 4 + [0] * 4
