@@ -82,7 +82,7 @@ class ImageFolder(DataModule):
         val_share: of the images, for validation, where there are no folders train and val; 0.1 unless told.
         skip_bad: read every image now, and leave out those that cannot be. Which they are, `skipped` says.
         num_workers: processes that prepare batches; with 0, threads of this one do.
-        limit_train, limit_val: only the first so many images.
+        limit_train, limit_val: only the first so many images, in the order of their names.
 
     Raises:
         FileNotFoundError: if there is no such folder.
