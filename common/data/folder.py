@@ -25,7 +25,7 @@ from common.architecture import unknown
 from common.data.fashion_mnist import has_files
 from common.data.imagenet import centre_crop, levels, normalise, pixels, random_flip, random_resized_crop
 from common.data.module import DataModule
-from common.data.pipeline import Batch, check_whole, count_batches, read_ahead
+from common.data.pipeline import Batch, Batches, check_whole, read_ahead
 from common.errors import BadInput, MissingFile
 from common.files import write_atomically
 from common.weights import some
@@ -151,7 +151,7 @@ class ImageFolder(DataModule):
         }
 
 
-class FileBatches(Sequence[Batch]):
+class FileBatches(Batches):
     """Images in batches, made when they are asked for; in validation's order and form until shuffled."""
 
     def __init__(
@@ -177,13 +177,7 @@ class FileBatches(Sequence[Batch]):
         """Take the images in this order, augmented with draws that depend on seed, epoch and image alone."""
         self.order, self.augment, self.seed, self.epoch = order, augment, seed, epoch
 
-    def __len__(self) -> int:
-        return count_batches(len(self.order), self.batch_size)
-
-    def __getitem__(self, number: int) -> Batch:  # type: ignore[override]  # no slices are asked for
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        chosen = self.order[number * self.batch_size :][: self.batch_size]
+    def make(self, chosen: NDArray[np.intp]) -> Batch:
         images = np.stack([self._prepare(self.images.names[i]) for i in chosen])  # (N, H, W, C)
         return normalise(images, self.levels), self.images.labels[chosen]
 

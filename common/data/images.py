@@ -43,15 +43,17 @@ def read_images(
         x = _array(paths[0], arch)
         return [f"{paths[0].name}[{i}]" for i in range(len(x))], x
     if normalize:
-        table = imagenet.levels("float32", normalize, arch.in_channels)
-        x = imagenet.normalise(np.stack([_photograph(path, arch.in_channels, size) for path in paths]), table)
+        from common.data.folder import FileBatches, Images
+
+        images = Images(Path(), [str(path) for path in paths], np.zeros(len(paths), np.int32), ())
+        x, _ = FileBatches(images, len(paths), size, normalize, "float32", arch.in_channels)[0]
     elif dataset == imagenet.NAME:
         x = np.stack(
             [imagenet.preprocess(_image(path, arch.in_channels, grey=True), size[0]) for path in paths]
         )
     else:
-        images = [_fashion(_image(path, arch.in_channels)) for path in paths]  # (C, 28, 28) each
-        x = np.stack([resize(image, size) for image in images])
+        small = [_fashion(_image(path, arch.in_channels)) for path in paths]  # (C, 28, 28) each
+        x = np.stack([resize(image, size) for image in small])
     arch.check_input(x.shape)
     return [path.name for path in paths], x
 
@@ -150,16 +152,6 @@ def _image(path: Path, channels: int, grey: bool = False) -> Image:
             f"convert it to {'greyscale' if channels == 1 else wanted or 'an array, X.npy'}"
         )
     return image.convert(wanted)
-
-
-def _photograph(path: Path, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """(height, width, C)."""
-    from common.data.folder import prepare, read_image
-
-    try:
-        return prepare(read_image(path).convert("L" if channels == 1 else "RGB"), size)
-    except Exception as error:  # a damaged file can make Pillow raise anything
-        raise BadInput(f"{path} is not an image that can be read ({error}); give PNG or JPEG files") from None
 
 
 def _fashion(image: Image) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import pickle
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any
@@ -64,7 +65,26 @@ def crop(images: NDArray, corners: NDArray[np.integer]) -> NDArray:
     return windows[np.arange(len(images)), corners[:, 0], corners[:, 1]]
 
 
-class ArrayBatches(Sequence[Batch]):
+class Batches(Sequence[Batch]):
+    """Images by number, in the order of `order`, so many at a time; a batch is made when it is asked for."""
+
+    order: NDArray[np.intp]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return count_batches(len(self.order), self.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:  # type: ignore[override]  # no slices are asked for
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return self.make(self.order[number * self.batch_size :][: self.batch_size])
+
+    @abstractmethod
+    def make(self, chosen: NDArray[np.intp]) -> Batch:
+        """The batch of the images of these numbers."""
+
+
+class ArrayBatches(Batches):
     """One epoch of x (N, channels, *size) in [0, 1] and y int32 (N,), resized a batch at a time.
 
     The order depends only on seed, epoch and the number of images. Grey is repeated in every
@@ -115,13 +135,7 @@ class ArrayBatches(Sequence[Batch]):
         shares = np.random.default_rng([seed, epoch, 2]).random((count, 2))
         self.corners = (shares * (2 * PADDING + 1)).astype(int)
 
-    def __len__(self) -> int:
-        return count_batches(len(self.order), self.batch_size)
-
-    def __getitem__(self, number: int) -> Batch:  # type: ignore[override]  # no slices are asked for
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        chosen = self.order[number * self.batch_size :][: self.batch_size]
+    def make(self, chosen: NDArray[np.intp]) -> Batch:
         originals = self.images[chosen]
         if "flip" in self.augment:
             originals = flip(originals, self.turned[chosen])

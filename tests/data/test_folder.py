@@ -22,7 +22,7 @@ from common.data.folder import find_images, prepare, read_image
 from common.data.imagenet import random_resized_crop
 from common.errors import BadInput
 from tests.data.folders import make_folder, picture
-from tests.data.helpers import same
+from tests.data.helpers import same, torchvisions_evaluation
 from tests.helpers import one_line
 
 SIZE = (24, 24)
@@ -272,19 +272,7 @@ def test_an_image_20000_pixels_wide_is_prepared(root: Path) -> None:
 
 
 def test_validation_is_torchvisions(root: Path, backends: list[str]) -> None:
-    if "torch" not in backends:
-        pytest.skip("torchvision needs PyTorch, which is not under test")
-    from tests.interop.families import torchvision
-
-    transforms = torchvision().transforms
-    theirs = transforms.Compose(
-        [
-            transforms.Resize(256),
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
+    theirs = torchvisions_evaluation(backends)
     for i, size in enumerate([(300, 400), (401, 299), (64, 91), (1000, 225)]):
         picture(*size, i).save(root / f"val/cat/a{i}.png")
     module = ImageFolder(root, batch_size=4)

@@ -15,6 +15,7 @@ from common import Architecture, initial_weights, save_checkpoint
 from common.data.imagenet import NUM_CLASSES, classes, preprocess
 from common.oracle import Model
 from tests.cli.commands import run, succeed
+from tests.data.helpers import torchvisions_evaluation
 
 SIZES = [(256, 256), (300, 400), (401, 299), (500, 333), (64, 91), (1000, 225)]
 
@@ -29,19 +30,7 @@ def picture(width: int, height: int, channels: int = 3) -> Image.Image:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_preprocessing_is_torchvisions(backends: list[str], size: tuple[int, int]) -> None:
-    if "torch" not in backends:
-        pytest.skip("torchvision needs PyTorch, which is not under test")
-    from tests.interop.families import torchvision
-
-    transforms = torchvision().transforms
-    theirs = transforms.Compose(
-        [
-            transforms.Resize(256),
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
+    theirs = torchvisions_evaluation(backends)
     image = picture(*size)
     np.testing.assert_allclose(preprocess(image), theirs(image).numpy(), rtol=0, atol=1e-6)
 
