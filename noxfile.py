@@ -188,6 +188,26 @@ def benchmark(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def docs(session: nox.Session) -> None:
+    """The site, in docs/_build/html; no framework is needed. `-- --serve` shows it while one writes."""
+    session.install("--editable", ".[docs]", *CONSTRAINTS)
+    build = ["-b", "html", "-W", "--keep-going", "-d", "docs/_build/doctrees", "docs", "docs/_build/html"]
+    if "--serve" in session.posargs:
+        session.install("sphinx-autobuild", *CONSTRAINTS)
+        session.run("sphinx-autobuild", *(part for part in build if part != "-W"), "--ignore", "docs/_build")
+    else:
+        session.run("sphinx-build", "-q", *build)
+        session.log("open docs/_build/html/index.html")
+
+
+@nox.session(venv_backend="none")
+def measure(session: nox.Session) -> None:
+    """Measure the figures of the site, as far as the source has changed: `nox -s measure -- padding`."""
+    install(session, *FRAMEWORKS, extras="docs,test")
+    session.run(str(ALL / "bin/python"), "docs/measure.py", *session.posargs, external=True, env=JAX_CACHE)
+
+
+@nox.session(python=PYTHON)
 def lint(session: nox.Session) -> None:
     """ruff and mypy; the frameworks are not needed."""
     session.install("--editable", ".", "mypy", "ruff", *CONSTRAINTS)
