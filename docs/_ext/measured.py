@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from source import Stale, look_up, read
+from source import Stale, depend, look_up, read
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
@@ -45,6 +45,7 @@ class Measured(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         address, _, how = self.text.partition("|")
+        depend(self.env, address.partition(":")[0])
         try:
             shown = text(look_up(address), how)
         except (Stale, ValueError) as error:
@@ -69,6 +70,7 @@ class Plot(SphinxDirective):
     }
 
     def run(self) -> list[nodes.Node]:
+        depend(self.env, self.arguments[0].partition(":")[0])
         try:
             found = look_up(self.arguments[0])
         except Stale as error:
@@ -143,6 +145,8 @@ class MeasuredWith(SphinxDirective):
     optional_arguments = 9
 
     def run(self) -> list[nodes.Node]:
+        for section in self.arguments:
+            depend(self.env, section)
         try:
             found = [read(section) for section in self.arguments]
         except Stale as error:
