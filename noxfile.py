@@ -203,7 +203,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests_docs(session: nox.Session) -> None:
-    """The built site in Chromium and Firefox, its notebooks, exercises and the fifth framework: after `docs`."""
+    """After `docs`: the site in Chromium and Firefox, its notebooks, exercises and fifth framework."""
     run = install(session, *FRAMEWORKS, extras="docs,test")
     session.run(
         "npm", "install", "--silent", "--no-save", "--prefix", str(AXE), "axe-core@4.14.1", external=True

@@ -2,6 +2,7 @@
 
     {measured}`padding:logits/64|.0%`        a figure; after the bar, Python's format
     {plot} padding:by_size                   lines, from {"x": [...], "series": {name: [...]}}
+    {measured-table} start:deviations        from {"columns": [...], "rows": [[name, figure, ...]]}
     {measured-with} padding                  versions and machine
 
 A figure that is missing, or was measured with other source than that of the day, is an error.
@@ -138,6 +139,24 @@ def table(found: dict[str, Any], options: dict[str, Any], how: str) -> str:
     return f'<table><tr><th scope="col">{escape(options["x"])}</th>{names}</tr>{rows}</table>'
 
 
+class MeasuredTable(SphinxDirective):
+    """A table of {"columns": [...], "rows": [[name, figure, ...]]}."""
+
+    required_arguments = 1
+    option_spec: ClassVar = {"format": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        depend(self.env, self.arguments[0].partition(":")[0])
+        try:
+            found = look_up(self.arguments[0])
+        except Stale as error:
+            raise self.error(str(error)) from None
+        how = self.options.get("format", "")
+        rows = [[name, *(text(value, how) for value in values)] for name, *values in found["rows"]]
+        lines = [found["columns"], ["---"] * len(found["columns"]), *rows]
+        return self.parse_text_to_nodes("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+
+
 class MeasuredWith(SphinxDirective):
     """What the figures of some sections were measured with."""
 
@@ -159,5 +178,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register role and directives."""
     app.add_role("measured", Measured())
     app.add_directive("plot", Plot)
+    app.add_directive("measured-table", MeasuredTable)
     app.add_directive("measured-with", MeasuredWith)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
