@@ -18,6 +18,7 @@ extensions = [
     "measured",
     "run",
     "held",
+    "api",
 ]
 exclude_patterns = ["_build", "_ext", "_vendor"]
 templates_path = ["_templates"]
