@@ -25,6 +25,7 @@ CONTRACT_TESTS = [f"tests/test_{part}.py" for part in ("backends", "checkpoints"
 COMMAND_TESTS = ["tests/cli/test_compare.py", "tests/cli/test_training.py", "tests/test_readme.py"]
 CONSTRAINTS = ("--constraint", "constraints.txt")
 ALL = Path(__file__).with_name(".nox") / "all"
+AXE = Path(__file__).with_name(".nox") / "axe"
 # Older packages, which hide those of ALL from the session that puts them on its path. tf-keras is Keras 2.
 OLD = Path(__file__).with_name(".nox") / "old"
 OLD_PACKAGES = ("transformers==4.57.1", "huggingface-hub==0.36.2", "tokenizers==0.22.2", "tf-keras==2.21.0")
@@ -198,6 +199,16 @@ def docs(session: nox.Session) -> None:
     else:
         session.run("sphinx-build", "-q", *build)
         session.log("open docs/_build/html/index.html")
+
+
+@nox.session(venv_backend="none")
+def tests_docs(session: nox.Session) -> None:
+    """After `docs`: the site in Chromium and Firefox, its notebooks, exercises and fifth framework."""
+    run = install(session, *FRAMEWORKS, extras="docs,test")
+    session.run(
+        "npm", "install", "--silent", "--no-save", "--prefix", str(AXE), "axe-core@4.14.1", external=True
+    )
+    test(run, f"--backends={','.join(FRAMEWORKS)}", *(session.posargs or ["tests/docs"]))
 
 
 @nox.session(venv_backend="none")

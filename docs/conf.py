@@ -20,6 +20,7 @@ extensions = [
     "held",
 ]
 exclude_patterns = ["_build", "_ext", "_vendor"]
+templates_path = ["_templates"]
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nitpicky = True
@@ -27,7 +28,7 @@ nitpicky = True
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_js_files = ["carry.js"]
+html_js_files = ["tabs.js"]
 html_math_renderer = "katex"
 html_copy_source = False
 html_show_sourcelink = False

@@ -2,6 +2,7 @@
 
     {measured}`padding:logits/64|.0%`        a figure; after the bar, Python's format
     {plot} padding:by_size                   lines, from {"x": [...], "series": {name: [...]}}
+    {measured-table} start:deviations        from {"columns": [...], "rows": [[name, figure, ...]]}
     {measured-with} padding                  versions and machine
 
 A figure that is missing, or was measured with other source than that of the day, is an error.
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from source import Stale, look_up, read
+from source import Stale, depend, look_up, read
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
@@ -45,6 +46,7 @@ class Measured(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         address, _, how = self.text.partition("|")
+        depend(self.env, address.partition(":")[0])
         try:
             shown = text(look_up(address), how)
         except (Stale, ValueError) as error:
@@ -69,6 +71,7 @@ class Plot(SphinxDirective):
     }
 
     def run(self) -> list[nodes.Node]:
+        depend(self.env, self.arguments[0].partition(":")[0])
         try:
             found = look_up(self.arguments[0])
         except Stale as error:
@@ -136,6 +139,24 @@ def table(found: dict[str, Any], options: dict[str, Any], how: str) -> str:
     return f'<table><tr><th scope="col">{escape(options["x"])}</th>{names}</tr>{rows}</table>'
 
 
+class MeasuredTable(SphinxDirective):
+    """A table of {"columns": [...], "rows": [[name, figure, ...]]}."""
+
+    required_arguments = 1
+    option_spec: ClassVar = {"format": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        depend(self.env, self.arguments[0].partition(":")[0])
+        try:
+            found = look_up(self.arguments[0])
+        except Stale as error:
+            raise self.error(str(error)) from None
+        how = self.options.get("format", "")
+        rows = [[name, *(text(value, how) for value in values)] for name, *values in found["rows"]]
+        lines = [found["columns"], ["---"] * len(found["columns"]), *rows]
+        return self.parse_text_to_nodes("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+
+
 class MeasuredWith(SphinxDirective):
     """What the figures of some sections were measured with."""
 
@@ -143,6 +164,8 @@ class MeasuredWith(SphinxDirective):
     optional_arguments = 9
 
     def run(self) -> list[nodes.Node]:
+        for section in self.arguments:
+            depend(self.env, section)
         try:
             found = [read(section) for section in self.arguments]
         except Stale as error:
@@ -155,5 +178,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register role and directives."""
     app.add_role("measured", Measured())
     app.add_directive("plot", Plot)
+    app.add_directive("measured-table", MeasuredTable)
     app.add_directive("measured-with", MeasuredWith)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

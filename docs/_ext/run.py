@@ -17,7 +17,7 @@ from hashlib import sha256
 from typing import Any
 
 from docutils import nodes
-from source import DOCS, Stale, read
+from source import DOCS, Stale, depend, read
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from tabs import FRAMEWORKS, tab_set
@@ -74,6 +74,7 @@ class Run(SphinxDirective):
     has_content = True
 
     def run(self) -> list[nodes.Node]:
+        depend(self.env, section(self.env.docname))
         block = Block(self.arguments[0], "\n".join(self.content).strip("\n"))
         try:
             printed = read(section(self.env.docname))["figures"]

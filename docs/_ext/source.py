@@ -6,7 +6,10 @@ import json
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.environment import BuildEnvironment
 
 DOCS = Path(__file__).parents[1]
 ROOT = DOCS.parent
@@ -18,14 +21,18 @@ class Stale(Exception):
     """A figure that is not there, or was measured with other source than this."""
 
 
-@cache
-def digest(section: str) -> str:
-    """A hash of the packages and of what measures SECTION or SECTION/PART, the same on all systems."""
-    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+def files(section: str) -> list[Path]:
+    """What a section's figures depend on: the packages, and what measures SECTION or SECTION/PART."""
     name = section.partition("/")[0]
     measures = [DOCS / "measure.py", DOCS / "measures" / "shared.py", DOCS / "measures" / f"{name}.py"]
+    return [*(path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))), *measures]
+
+
+@cache
+def digest(section: str) -> str:
+    """A hash of these files, the same on all systems."""
     together = sha256()
-    for path in [*files, *measures]:
+    for path in files(section):
         together.update(f"{path.relative_to(ROOT).as_posix()}\n{path.read_text(encoding='utf-8')}".encode())
     return together.hexdigest()
 
@@ -49,6 +56,12 @@ def read(section: str) -> dict[str, Any]:
     if found["source"] != digest(section):
         raise Stale(f"{section} was measured with other source than this; run: nox -s measure -- {section}")
     return found
+
+
+def depend(env: BuildEnvironment, section: str) -> None:
+    """Read the page again once the section's figures, or the source they were measured with, have changed."""
+    for file in (path(section), *files(section)):
+        env.note_dependency(str(file))
 
 
 def look_up(address: str) -> Any:

@@ -1,0 +1,37 @@
+// Tabs of frameworks: the one a reader chooses stays. It goes into the address (page.html?framework=jax), so that
+// it can be sent and survives a reload, and into links, because files have no common storage in Firefox.
+// sphinx-design makes tabs of radio buttons, which the keyboard knows; here they get the names that speech needs.
+"use strict";
+
+const choice = () =>
+  document.querySelector(".sd-tab-set > input:checked + [data-sync-group=framework]")?.dataset.syncId
+  ?? new URLSearchParams(location.search).get("framework");
+
+document.addEventListener("change", event => {
+  const label = event.target.matches?.(".sd-tab-set > input") && event.target.nextElementSibling;
+  if (label?.dataset.syncGroup !== "framework") return;
+  const url = new URL(location.href);
+  url.searchParams.set("framework", label.dataset.syncId);
+  history.replaceState(null, "", url);
+});
+
+document.addEventListener("click", event => {
+  const link = event.target.closest?.("a[href]"), framework = choice();
+  if (!link || !framework || link.protocol !== location.protocol || link.host !== location.host) return;
+  const url = new URL(link.href);
+  if (url.pathname === location.pathname || !url.pathname.endsWith(".html")) return;
+  url.searchParams.set("framework", framework);
+  link.href = url.href;
+}, true);
+
+document.addEventListener("DOMContentLoaded", () => {
+  for (const set of document.querySelectorAll(".sd-tab-set")) {
+    const ofFrameworks = set.querySelector(":scope > [data-sync-group=framework]");
+    set.setAttribute("role", "radiogroup");
+    set.setAttribute("aria-label", ofFrameworks ? "Framework" : "Choice");
+    for (const panel of set.querySelectorAll(":scope > .sd-tab-content")) {
+      panel.setAttribute("role", "group");
+      panel.setAttribute("aria-label", panel.previousElementSibling.textContent.trim());
+    }
+  }
+});

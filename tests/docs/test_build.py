@@ -1,0 +1,86 @@
+"""The build: quick, small, without a framework, and strict about figures that are not the source's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.conftest import ROOT
+
+COLD, WARM, SIZE = 60, 5, 5_000_000  # seconds, seconds, bytes
+NO_FRAMEWORK = """
+import runpy, sys
+sys.modules |= dict.fromkeys(["torch", "tensorflow", "keras", "jax", "flax", "mxnet"])  # none can be imported
+sys.argv = ["sphinx-build", *sys.argv[1:]]
+runpy.run_module("sphinx", run_name="__main__")
+"""
+
+
+def build(docs: Path) -> subprocess.CompletedProcess[str]:
+    """Build the pages of a checkout, where no framework can be imported."""
+    built = docs / "_build"
+    strictly = ["-q", "-b", "html", "-W", "--keep-going"]
+    arguments = [*strictly, "-d", built / "doctrees", docs, built / "html"]
+    command = [sys.executable, "-c", NO_FRAMEWORK, *map(str, arguments)]
+    return subprocess.run(command, cwd=docs.parent, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The pages of a checkout of its own, built from nothing in the time that a test holds."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    for name in subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")[:-1]:
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, checkout / name)
+    yield checkout / "docs"
+    shutil.rmtree(checkout)
+
+
+def test_a_build_is_quick_and_small(docs: Path) -> None:
+    seconds = []
+    for _ in range(2):
+        start = time.monotonic()
+        done = build(docs)
+        seconds.append(time.monotonic() - start)
+        assert done.returncode == 0, done.stderr
+    cold, warm = seconds
+    assert cold <= COLD
+    assert warm <= WARM
+    assert sum(path.stat().st_size for path in (docs / "_build" / "html").rglob("*")) <= SIZE
+
+
+def test_figures_of_other_source_are_refused(docs: Path) -> None:
+    layers = docs.parent / "resnet_torch" / "layers.py"
+    text = layers.read_text(encoding="utf-8")
+    layers.write_text(f"{text}\n# changed\n", encoding="utf-8")
+    try:
+        done = build(docs)
+    finally:
+        layers.write_text(text, encoding="utf-8")
+    assert done.returncode != 0
+    assert "padding was measured with other source than this; run: nox -s measure -- padding" in done.stderr
+
+
+def test_a_figure_that_is_not_there_is_refused(docs: Path) -> None:
+    page = docs / "traps" / "padding.md"
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text + "\n{measured}`padding:nowhere`\n", encoding="utf-8")
+    try:
+        done = build(docs)
+    finally:
+        page.write_text(text, encoding="utf-8")
+    assert done.returncode != 0
+    assert "padding has no 'nowhere'" in done.stderr
+
+
+def test_every_figure_says_with_what_it_was_measured() -> None:
+    for path in (ROOT / "docs" / "_data").rglob("*.json"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert {"source", "versions", "machine", "figures"} == set(found), path.name
