@@ -13,7 +13,6 @@ from torch import nn
 
 from common import load_backend
 from common.architecture import Architecture
-from common.backend import BACKENDS
 from common.proof.compare import deviation, distance
 from common.weights import Weights
 
@@ -92,7 +91,6 @@ def measure() -> dict[str, Any]:
     for name, label in shown.items():
         outputs = models[name].activations(x[:FEW])
         layers[label] = [float(deviation(outputs[layer], right_layers[layer])) for layer in right_layers]
-    halves = [name for name in models if "bfloat16" in name]
     moved = {
         name: distance(models[name].loss_and_gradients(x[:FEW], y[:FEW]).gradients, gradients)
         for name in ("bfloat16_torch", "float32")
@@ -105,10 +103,6 @@ def measure() -> dict[str, Any]:
         "few": FEW,
         "gradients": {"bfloat16": moved["bfloat16_torch"], "float32": moved["float32"]},
         "layers": {"x": list(right_layers), "series": layers},
-        "logits": {
-            "x": ["float32", "TF32", *(f"bfloat16 {BACKENDS[name[9:]].label}" for name in halves)],
-            "series": {"logits": [found[name]["logits"] for name in ("float32", "tf32", *halves)]},
-        },
         "summary": {
             "logits": f"{100 * found['tf32']['logits']:.2f} % (TF32), "
             f"{100 * found['bfloat16_torch']['logits']:.1f} % (bfloat16)",
