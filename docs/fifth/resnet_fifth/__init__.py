@@ -1,0 +1,11 @@
+"""ResNet and ResNeXt in a framework of its own: NumPy, and gradients by `tensor.py`."""
+
+from common.backend import BACKENDS, Backend
+
+BACKENDS["fifth"] = Backend(
+    name="fifth",
+    label="Fifth",
+    module="resnet_fifth.backend",
+    packages=("numpy",),
+    install="pip install numpy",
+)
