@@ -18,6 +18,7 @@ extensions = [
     "measured",
     "run",
     "held",
+    "fifth",
 ]
 exclude_patterns = ["_build", "_ext", "_vendor"]
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]

@@ -103,8 +103,11 @@ class Model(contract.Model):
 
 
 def own(array: NDArray) -> NDArray:
-    """The contract's layout to ours: convolutions OIHW → HWIO, dense (out, in) → (in, out)."""
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    """The contract's layout to ours: convolutions OIHW → HWIO, dense (out, in) → (in, out).
+
+    Anew in memory, because a product may round otherwise where its arrays lie otherwise.
+    """
+    return np.ascontiguousarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T)
 
 
 def canonical(arrays: Mapping[str, NDArray]) -> Weights:

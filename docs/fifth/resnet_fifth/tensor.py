@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Back = Callable[[NDArray], NDArray]  # the gradient of an output → that of an input
 numbers = count()
@@ -16,8 +16,8 @@ numbers = count()
 class Tensor:
     """An array, the tensors it was computed from, and for each of these the way its gradient goes back."""
 
-    def __init__(self, data: ArrayLike, *parents: tuple[Tensor, Back]) -> None:
-        self.data = np.asarray(data)
+    def __init__(self, data: Any, *parents: tuple[Tensor, Back]) -> None:
+        self.data = data
         self.parents = parents
         self.grad: Any = None
         self.number = next(numbers)
@@ -37,19 +37,15 @@ class Tensor:
                 parent.grad = gradient if parent.grad is None else parent.grad + gradient
                 waiting[parent.number] = parent
 
-    def __add__(self, other: Tensor | ArrayLike) -> Tensor:
-        a, b = self, tensor(other)
-        return Tensor(
-            a.data + b.data, (a, lambda dy: shaped(dy, a.data)), (b, lambda dy: shaped(dy, b.data))
-        )
+    def __add__(self, other: Tensor | float) -> Tensor:
+        other = other if isinstance(other, Tensor) else Tensor(other)
+        a, b = self.data, other.data
+        return Tensor(a + b, (self, lambda dy: shaped(dy, a)), (other, lambda dy: shaped(dy, b)))
 
-    def __mul__(self, other: Tensor | ArrayLike) -> Tensor:
-        a, b = self, tensor(other)
-        return Tensor(
-            a.data * b.data,
-            (a, lambda dy: shaped(dy * b.data, a.data)),
-            (b, lambda dy: shaped(dy * a.data, b.data)),
-        )
+    def __mul__(self, other: Tensor | float) -> Tensor:
+        other = other if isinstance(other, Tensor) else Tensor(other)
+        a, b = self.data, other.data
+        return Tensor(a * b, (self, lambda dy: shaped(dy * b, a)), (other, lambda dy: shaped(dy * a, b)))
 
     def __sub__(self, other: Tensor) -> Tensor:
         return self + other * -1
@@ -59,9 +55,8 @@ class Tensor:
 
     def __matmul__(self, other: Tensor) -> Tensor:
         a, b = self.data, other.data
-        return Tensor(
-            a @ b, (self, lambda dy: dy @ b.swapaxes(-1, -2)), (other, lambda dy: a.swapaxes(-1, -2) @ dy)
-        )
+        back = (lambda dy: dy @ b.swapaxes(-1, -2)), (lambda dy: a.swapaxes(-1, -2) @ dy)
+        return Tensor(a @ b, (self, back[0]), (other, back[1]))
 
     def exp(self) -> Tensor:
         y = np.exp(self.data)
@@ -118,16 +113,7 @@ class Tensor:
         return Tensor(np.stack([padded[view] for view in views], axis=3), (self, back))
 
 
-def tensor(value: Tensor | ArrayLike) -> Tensor:
-    """Numbers may stand in for tensors; a Python number takes the type of what it meets."""
-    if isinstance(value, Tensor):
-        return value
-    found = Tensor(0)
-    found.data = value
-    return found
-
-
-def shaped(dy: NDArray, like: NDArray) -> NDArray:
+def shaped(dy: NDArray, like: Any) -> NDArray:
     """What was repeated along leading axes collects the gradients of all its copies.
 
     One axis after another: long sums of equal numbers, added in one go, pile up their rounding errors.
