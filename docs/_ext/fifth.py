@@ -1,4 +1,4 @@
-"""The fifth framework is held to the contract by every build: no page shows a package that is not the same."""
+"""The fifth framework is held to the contract by every build: no page shows one that is not the same."""
 
 from __future__ import annotations
 
@@ -20,16 +20,13 @@ class NotTheSame(SphinxError):
 
 def check(app: Sphinx) -> None:
     """Refuse the build, in a line, unless all is within bounds."""
-    import prove
-
     try:
-        off = [
-            f"{what} {value:.1e}, bound {bound:.0e}"
-            for what, value, bound in prove.deviations()
-            if not value <= bound
-        ]
+        import prove
+
+        found = prove.deviations()
     except Exception as error:
         raise NotTheSame(f"{type(error).__name__}: {error}") from error
+    off = [f"{what} {value:.1e}, bound {bound:.0e}" for what, value, bound in found if not value <= bound]
     if off:
         raise NotTheSame("; ".join(off))
 

@@ -2,10 +2,11 @@
 
 from common.backend import BACKENDS, Backend
 
-BACKENDS["fifth"] = Backend(
+FIFTH = Backend(
     name="fifth",
     label="Fifth",
     module="resnet_fifth.backend",
     packages=("numpy",),
     install="pip install numpy",
 )
+BACKENDS[FIFTH.name] = FIFTH
