@@ -19,6 +19,7 @@ extensions = [
     "run",
     "held",
     "fifth",
+    "families",
 ]
 exclude_patterns = ["_build", "_ext", "_vendor"]
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
