@@ -1,14 +1,14 @@
-"""The fifth framework: how many tests of the shared suite run over it, how long it is, and how far from PyTorch."""
+"""The fifth framework: how many shared tests run over it, how long it is, how far from PyTorch."""
 
 from __future__ import annotations
 
 import re
 import sys
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import source
+from fifth import FOLDER, code
 from numpy.typing import NDArray
 
 from common import architecture, load_backend
@@ -16,14 +16,7 @@ from common.backend import BACKENDS
 from common.proof.compare import deviation
 from tests.docs.test_fifth import SUITE, pytest_over_the_fifth
 
-FOLDER = source.DOCS / "fifth"
 COUNT, PIXELS = 8, 96
-
-
-def code() -> str:
-    """A hash of the fifth framework, which is no package of the project."""
-    files = sorted(FOLDER.rglob("*.py"))
-    return sha256("".join(path.read_text(encoding="utf-8") for path in files).encode()).hexdigest()
 
 
 def is_stale(part: str) -> bool:
@@ -45,7 +38,7 @@ def logits(name: str) -> NDArray:
 
 
 def measure() -> dict[str, Any]:
-    """Tests collected (that they pass, the tests see to), lines, and the deviation from PyTorch in float32."""
+    """Tests collected (that they pass, the tests see to), lines, and the deviation from PyTorch."""
     sys.path.append(str(FOLDER))
     import resnet_fifth
 
