@@ -19,6 +19,8 @@ extensions = [
     "run",
     "held",
     "api",
+    "fifth",
+    "families",
 ]
 exclude_patterns = ["_build", "_ext", "_vendor"]
 templates_path = ["_templates"]
