@@ -1,6 +1,7 @@
 // Tabs of frameworks: the one a reader chooses stays. It goes into the address (page.html?framework=jax), so that
 // it can be sent and survives a reload, and into links, because files have no common storage in Firefox.
-// sphinx-design makes tabs of radio buttons, which the keyboard knows; here they get the names that speech needs.
+// sphinx-design makes tabs of radio buttons, which the keyboard knows; here they, and the theme's two sidebars, get
+// the names that a screen reader says.
 "use strict";
 
 const choice = () =>
@@ -25,6 +26,8 @@ document.addEventListener("click", event => {
 }, true);
 
 document.addEventListener("DOMContentLoaded", () => {
+  document.querySelector(".sidebar-drawer")?.setAttribute("aria-label", "All pages");
+  document.querySelector(".toc-drawer")?.setAttribute("aria-label", "On this page");
   for (const set of document.querySelectorAll(".sd-tab-set")) {
     const ofFrameworks = set.querySelector(":scope > [data-sync-group=framework]");
     set.setAttribute("role", "radiogroup");
