@@ -19,6 +19,7 @@ extensions = [
     "run",
     "held",
     "api",
+    "side_by_side",
     "fifth",
     "families",
 ]
@@ -30,10 +31,12 @@ nitpicky = True
 
 html_theme = "furo"
 html_static_path = ["_static"]
-html_css_files = ["site.css"]
-html_js_files = ["site.js"]
+html_css_files = ["site.css", "side_by_side.css"]
+html_js_files = ["site.js", "side_by_side.js"]
 html_math_renderer = "katex"
 html_copy_source = False
+html_use_index = False  # the search finds more
+html_domain_indices = False
 html_show_sourcelink = False
 html_show_search_summary = False  # its fetch() fails on file://
 pygments_style = "a11y-high-contrast-light"
