@@ -20,6 +20,7 @@ extensions = [
     "held",
     "api",
     "side_by_side",
+    "explorer",
     "fifth",
     "families",
 ]
@@ -31,8 +32,8 @@ nitpicky = True
 
 html_theme = "furo"
 html_static_path = ["_static"]
-html_css_files = ["site.css", "side_by_side.css"]
-html_js_files = ["site.js", "side_by_side.js"]
+html_css_files = ["site.css", "side_by_side.css", "explorer.css"]
+html_js_files = ["site.js", "side_by_side.js", "explorer.js"]
 html_math_renderer = "katex"
 html_copy_source = False
 html_use_index = False  # the search finds more
