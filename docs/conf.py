@@ -21,6 +21,8 @@ extensions = [
     "api",
     "side_by_side",
     "explorer",
+    "drawings",
+    "notebooks",
     "fifth",
     "families",
 ]

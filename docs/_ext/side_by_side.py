@@ -79,7 +79,7 @@ def rows(left: list[str], right: list[str]) -> list[tuple[int, int, int]]:
     a, b = ([words(line) for line in lines] for lines in (left, right))
     found: list[tuple[int, int, int]] = []
     i = j = 0
-    for to_i, to_j in [*align(a, b), (len(a), len(b))]:
+    for to_i, to_j in [*align(list(map(frozenset, a)), list(map(frozenset, b))), (len(a), len(b))]:
         found += [(k, -1, 0) for k in range(i, to_i)] + [(-1, k, 0) for k in range(j, to_j)]
         if to_i < len(a):
             found.append((to_i, to_j, int(a[to_i] == b[to_j])))

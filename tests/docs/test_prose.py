@@ -18,7 +18,7 @@ NO_PROSE = [
     re.compile(r"\{[\w-]+\}`[^`]*`"),
     re.compile(r"`+[^`]*`+"),
     re.compile(r"\$[^$]+\$"),
-    re.compile(r"\b(?:Python|NumPy|MXNet) [\d.]+\d"),  # versions
+    re.compile(r"\b(?:Python|NumPy|MXNet|section) [\d.]+\d"),  # versions, and places in papers
     re.compile(r"\]\([^)]*\)|<https?://[^>]*>"),
 ]
 UNITS = r"%|percent|points?|ms|milliseconds?|s|seconds?|minutes?|[kMG]B|images|parameters|times|×(?= )|steps"
