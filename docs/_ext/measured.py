@@ -151,10 +151,14 @@ class MeasuredTable(SphinxDirective):
             found = look_up(self.arguments[0])
         except Stale as error:
             raise self.error(str(error)) from None
-        how = self.options.get("format", "")
-        rows = [[name, *(text(value, how) for value in values)] for name, *values in found["rows"]]
-        lines = [found["columns"], ["---"] * len(found["columns"]), *rows]
-        return self.parse_text_to_nodes("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+        return self.parse_text_to_nodes("\n".join(table_lines(found, self.options.get("format", ""))))
+
+
+def table_lines(found: dict[str, Any], how: str) -> list[str]:
+    """Markdown of a table of figures."""
+    rows = [[name, *(text(value, how) for value in values)] for name, *values in found["rows"]]
+    lines = [found["columns"], ["---"] * len(found["columns"]), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 class MeasuredWith(SphinxDirective):

@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 from drawings import drawing
-from measured import text
+from measured import table_lines, text
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from run import Block
 from source import DOCS, ROOT, Stale, look_up
@@ -119,6 +119,10 @@ class Notebook:
         """What a plot on the page shows."""
         self.prose([f"> A plot on the page: {directive.options['title']}."])
 
+    def measured_table(self, directive: Directive) -> None:
+        """The table of the page."""
+        self.prose(table_lines(look_up(directive.argument), directive.options.get("format", "")))
+
     def dropdown(self, directive: Directive) -> None:
         """A solution, which is not folded here."""
         self.prose([f"**{directive.argument}**"])
@@ -171,7 +175,7 @@ def plain(markdown: str) -> str:
     def role(found: re.Match[str]) -> str:
         if found[1] == "held":
             return f"held by `{found[2]}`"
-        address, _, how = found[2].partition("|")
+        address, _, how = found[2].replace("\\|", "|").partition("|")  # within a table it is escaped
         return text(look_up(address), how)
 
     return LABEL.sub("$$", LINK.sub(r"*\1*", ROLE.sub(role, markdown)))

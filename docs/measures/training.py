@@ -115,7 +115,7 @@ def curve(series: dict[str, list[float]]) -> dict[str, Any]:
 def apart(found: dict[str, list[float]]) -> dict[str, Any]:
     """For each variant the mean over the seeds, and the lowest and highest."""
     rows = [[name, float(np.mean(v)), min(v), max(v)] for name, v in found.items()]
-    return {"columns": ["", "mean of the seeds", "lowest", "highest"], "rows": rows}
+    return {"columns": ["run", "mean of the seeds", "lowest", "highest"], "rows": rows}
 
 
 def points(right: float, wrong: float, spread: float) -> str:
