@@ -214,8 +214,9 @@ def tests_docs(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def measure(session: nox.Session) -> None:
     """Measure the figures of the site, as far as the source has changed: `nox -s measure -- padding`."""
-    install(session, *FRAMEWORKS, extras="docs,test")
-    session.run(str(ALL / "bin/python"), "docs/measure.py", *session.posargs, external=True, env=JAX_CACHE)
+    run = install(session, *FRAMEWORKS, extras="docs,test")
+    install_families(run)
+    run("docs.measure", *session.posargs, env=JAX_CACHE)
 
 
 @nox.session(python=PYTHON)

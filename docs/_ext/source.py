@@ -25,6 +25,8 @@ def files(section: str) -> list[Path]:
     """What a section's figures depend on: the packages, and what measures SECTION or SECTION/PART."""
     name = section.partition("/")[0]
     measures = [DOCS / "measure.py", DOCS / "measures" / "shared.py", DOCS / "measures" / f"{name}.py"]
+    if name in ("depth", "exercises"):  # which run the exercises' code
+        measures += [DOCS / "measures" / "depth.py", *sorted((DOCS / "exercises").glob("*.py"))]
     return [*(path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))), *measures]
 
 
