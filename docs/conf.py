@@ -23,6 +23,7 @@ extensions = [
     "explorer",
     "drawings",
     "notebooks",
+    "slim",
     "fifth",
     "families",
 ]

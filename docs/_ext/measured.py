@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from html import escape
 from typing import Any, ClassVar
 
@@ -122,7 +123,8 @@ def draw(found: dict[str, Any], options: dict[str, Any]) -> str:
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"\s*\n\s*", "\n", svg[svg.index("<svg") :].replace(INK, "currentColor"))
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", svg)  # of a pixel two digits are enough
 
 
 def table(found: dict[str, Any], options: dict[str, Any], how: str) -> str:
