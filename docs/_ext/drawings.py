@@ -176,11 +176,11 @@ def draw_network(arch: Architecture) -> str:
     stage, shape = "", ""
     for part in parts(arch, IMAGE, "blocks"):
         name, block = part.row.name.partition(".")[0], blocks.get(part.row.name)
-        gap = 16 if name == stage else 28
+        gap = 16 if name == stage else 36
         canvas.line((middle, y), (middle, y + gap))
         if name != stage:
             canvas.text(8, y + gap + 12, name, "start", ' font-weight="bold"')
-            canvas.text(middle + 12, y + 10, shape, "start", ' font-size="12"')
+            canvas.text(middle + 12, y + 20, shape, "start", ' font-size="12"')
         top = y + gap
         y = top + canvas.box(middle, top, width, stage_lines(part, arch, blocks), filled=block is not None)
         if block:
