@@ -9,10 +9,11 @@ const choice = () =>
   ?? new URLSearchParams(location.search).get("framework");
 
 document.addEventListener("change", event => {
-  const label = event.target.matches?.(".sd-tab-set > input") && event.target.nextElementSibling;
-  if (label?.dataset.syncGroup !== "framework") return;
+  if (!event.target.matches(".sd-tab-set > input")) return;
+  const { syncGroup, syncId } = event.target.nextElementSibling.dataset;
+  if (syncGroup !== "framework") return;
   const url = new URL(location.href);
-  url.searchParams.set("framework", label.dataset.syncId);
+  url.searchParams.set("framework", syncId);
   history.replaceState(null, "", url);
 });
 
