@@ -8,7 +8,7 @@ from typing import Any
 
 import source
 import torch
-from measures.depth import train
+from measures.depth import CHANNELS, train
 from torch import nn
 
 from common import architecture
@@ -16,7 +16,7 @@ from common.weights import is_statistic
 from resnet_torch import Residual
 
 BLOCKS = 3  # in each of three stages
-CHANNELS = 192  # into GoogLeNet's first Inception block, and 256 out of it
+INTO = 192  # channels into GoogLeNet's first Inception block, and 256 out of it
 
 
 def measure() -> dict[str, Any]:
@@ -28,11 +28,11 @@ def measure() -> dict[str, Any]:
     inception = found["inception"]["Inception"](64, (96, 128), (16, 32), 32)
     network = found["plain"]["network"]
     return {
-        "inception": parameters(inception, CHANNELS),
-        "residual": parameters(Residual(256, use_1x1conv=True), CHANNELS),
+        "inception": parameters(inception, INTO),
+        "residual": parameters(Residual(256, use_1x1conv=True), INTO),
         "loss": {
-            "after": train(network(Residual, BLOCKS)),
-            "before": train(network(found["preactivation"]["PreActivation"], BLOCKS)),
+            "after": train(lambda: network(Residual, BLOCKS, CHANNELS)),
+            "before": train(lambda: network(found["preactivation"]["PreActivation"], BLOCKS, CHANNELS)),
         },
         "zoo": {name: count(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
     }
