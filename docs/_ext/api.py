@@ -187,9 +187,10 @@ class Api(SphinxDirective):
         line += [addnodes.desc_name("", name.name), nodes.Text(name.signature)]
         content = addnodes.desc_content("", *self.described(name.docstring))
         content += [self.entry(full, member) for member in name.members]
-        kind = {"class": "class", "function": "function", "data": "data"}.get(name.kind, name.kind)
-        self.env.domains.python_domain.note_object(full, kind, full, location=line)
-        return addnodes.desc("", line, content, domain="py", objtype=kind, desctype=kind, no_index=True)
+        self.env.domains.python_domain.note_object(full, name.kind, full, location=line)
+        return addnodes.desc(
+            "", line, content, domain="py", objtype=name.kind, desctype=name.kind, no_index=True
+        )
 
     def described(self, text: str) -> list[nodes.Node]:
         """A docstring's nodes."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from docutils import nodes
+from measured import markdown_table
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -40,8 +41,8 @@ class Families(SphinxDirective):
     """The table."""
 
     def run(self) -> list[nodes.Node]:
-        rows = [HEADINGS, ["---"] * len(HEADINGS), *(row(name, family) for name, family in FAMILIES.items())]
-        return self.parse_text_to_nodes("\n".join(f"| {' | '.join(cells)} |" for cells in rows))
+        rows = [row(name, family) for name, family in FAMILIES.items()]
+        return self.parse_text_to_nodes("\n".join(markdown_table(HEADINGS, rows)))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Sequence
 from html import escape
 from typing import Any, ClassVar
 
@@ -56,12 +57,23 @@ class Measured(SphinxRole):
         return [nodes.inline(self.rawtext, shown, classes=["measured"])], []
 
 
-class Plot(SphinxDirective):
-    """Lines or bars, as SVG with text, and the same as a table."""
+class OfFigures(SphinxDirective):
+    """A directive whose argument is the address of its figures."""
 
     required_arguments = 1
-    final_argument_whitespace = False
-    has_content = True
+
+    def figures(self) -> Any:
+        """What was measured, on which the page depends."""
+        depend(self.env, self.arguments[0].partition(":")[0])
+        try:
+            return look_up(self.arguments[0])
+        except Stale as error:
+            raise self.error(str(error)) from None
+
+
+class Plot(OfFigures):
+    """Lines or bars, as SVG with text, and the same as a table."""
+
     option_spec: ClassVar = {
         "title": directives.unchanged_required,
         "x": directives.unchanged_required,
@@ -72,11 +84,7 @@ class Plot(SphinxDirective):
     }
 
     def run(self) -> list[nodes.Node]:
-        depend(self.env, self.arguments[0].partition(":")[0])
-        try:
-            found = look_up(self.arguments[0])
-        except Stale as error:
-            raise self.error(str(error)) from None
+        found = self.figures()
         title, how = self.options["title"], self.options.get("format", ".3g")
         picture = draw(found, self.options)
         figure = (
@@ -128,7 +136,7 @@ def draw(found: dict[str, Any], options: dict[str, Any]) -> str:
 
 
 def table(found: dict[str, Any], options: dict[str, Any], how: str) -> str:
-    """What the plot shows, as a table; of a long line every tenth part."""
+    """What the plot shows, as a table; of a long line some twenty points."""
     step = max(1, len(found["x"]) // 20)
     names = "".join(f'<th scope="col">{escape(name)}</th>' for name in found["series"])
     rows = "".join(
@@ -141,26 +149,25 @@ def table(found: dict[str, Any], options: dict[str, Any], how: str) -> str:
     return f'<table><tr><th scope="col">{escape(options["x"])}</th>{names}</tr>{rows}</table>'
 
 
-class MeasuredTable(SphinxDirective):
+class MeasuredTable(OfFigures):
     """A table of {"columns": [...], "rows": [[name, figure, ...]]}."""
 
-    required_arguments = 1
     option_spec: ClassVar = {"format": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
-        depend(self.env, self.arguments[0].partition(":")[0])
-        try:
-            found = look_up(self.arguments[0])
-        except Stale as error:
-            raise self.error(str(error)) from None
-        return self.parse_text_to_nodes("\n".join(table_lines(found, self.options.get("format", ""))))
+        lines = table_lines(self.figures(), self.options.get("format", ""))
+        return self.parse_text_to_nodes("\n".join(lines))
 
 
 def table_lines(found: dict[str, Any], how: str) -> list[str]:
     """Markdown of a table of figures."""
     rows = [[name, *(text(value, how) for value in values)] for name, *values in found["rows"]]
-    lines = [found["columns"], ["---"] * len(found["columns"]), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    return markdown_table(found["columns"], rows)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
 
 
 class MeasuredWith(SphinxDirective):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -56,26 +57,27 @@ def test_a_build_is_quick_and_small(docs: Path) -> None:
     assert sum(path.stat().st_size for path in (docs / "_build" / "html").rglob("*")) <= SIZE
 
 
-def test_figures_of_other_source_are_refused(docs: Path) -> None:
-    layers = docs.parent / "resnet_torch" / "layers.py"
-    text = layers.read_text(encoding="utf-8")
-    layers.write_text(f"{text}\n# changed\n", encoding="utf-8")
+@contextmanager
+def longer(path: Path, text: str) -> Iterator[None]:
+    """Within, the file ends in this text."""
+    before = path.read_text(encoding="utf-8")
+    path.write_text(f"{before}\n{text}\n", encoding="utf-8")
     try:
-        done = build(docs)
+        yield
     finally:
-        layers.write_text(text, encoding="utf-8")
+        path.write_text(before, encoding="utf-8")
+
+
+def test_figures_of_other_source_are_refused(docs: Path) -> None:
+    with longer(docs.parent / "resnet_torch" / "layers.py", "# changed"):
+        done = build(docs)
     assert done.returncode != 0
     assert "padding was measured with other source than this; run: nox -s measure -- padding" in done.stderr
 
 
 def test_a_figure_that_is_not_there_is_refused(docs: Path) -> None:
-    page = docs / "traps" / "padding.md"
-    text = page.read_text(encoding="utf-8")
-    page.write_text(text + "\n{measured}`padding:nowhere`\n", encoding="utf-8")
-    try:
+    with longer(docs / "traps" / "padding.md", "{measured}`padding:nowhere`"):
         done = build(docs)
-    finally:
-        page.write_text(text, encoding="utf-8")
     assert done.returncode != 0
     assert "padding has no 'nowhere'" in done.stderr
 
