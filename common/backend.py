@@ -20,6 +20,7 @@ from platformdirs import user_cache_path
 
 from common.architecture import Architecture, Shape, unknown
 from common.errors import BadInput, MissingBackend
+from common.group import ALONE, Group
 from common.recipe import PLAIN, Recipe
 from common.summary import Row, summary_rows
 from common.weights import Weights, check_tensors, check_weights, initial_weights
@@ -50,19 +51,21 @@ class Model(ABC):
         dtype: one of `dtypes`. In "bfloat16" products are computed in bfloat16; weights, running
             statistics, the loss and all arrays in and out stay float32 (Micikevicius et al. 2018).
         device: "cpu" or "gpu".
+        group: the workers that train this network together, one in each process; by default this one alone.
 
     A package's own model takes `net` besides: a network of the package to serve in place of a new one.
     """
 
     dtypes: tuple[str, ...] = ("float32", "float64")
 
-    def __init__(self, arch: Architecture, dtype: str, device: str) -> None:
+    def __init__(self, arch: Architecture, dtype: str, device: str, group: Group = ALONE) -> None:
         if dtype not in self.dtypes:
             raise BadInput(f"no {dtype} in this backend; give {' or '.join(self.dtypes)}")
         self.arch = arch
         self.dtype = "float32" if dtype == "bfloat16" else dtype  # of the arrays
         self.bfloat16 = dtype == "bfloat16"
         self.device = device
+        self.group = group
         self._is_new = True  # without weights, until some are loaded or needed
         self._recipe: Recipe | None = None  # of the optimizer; None until there is one
         self._is_averaged = False  # while it shows its averaged weights
@@ -105,7 +108,13 @@ class Model(ABC):
         return {name: outputs[name].astype(self.dtype, copy=False) for name in self.arch.stage_names()}
 
     def loss_and_gradients(self, x: ArrayLike, y: ArrayLike) -> Evaluation:
-        """A training pass with batch statistics that leaves the model unchanged; `y` is int (N,)."""
+        """A training pass with batch statistics that leaves the model unchanged; `y` is int (N,).
+
+        Raises:
+            ValueError: for images or labels that do not fit, and with several workers.
+        """
+        if self.group.workers > 1:
+            raise BadInput("loss_and_gradients is of one worker; build the model without a group")
         images = self._images(x)
         return self._loss_and_gradients(images, self._labels(y, len(images)))
 
@@ -120,6 +129,7 @@ class Model(ABC):
     ) -> float:
         """One step of SGD in place; returns the loss before it.
 
+        Of several workers, each gives its share of the batch and gets the loss of all of it.
         With gradient g of the loss, parameter w and velocity v:
         g += weight_decay · w;  v = momentum · v + g;  w −= lr · v.
         `options` are the other fields of `common.recipe.Recipe`, by name. Velocity and averaged weights start
@@ -141,7 +151,8 @@ class Model(ABC):
     ) -> Callable[[], tuple[float, int]]:
         """`train_step` that does not wait: some devices still compute when it returns.
 
-        What it returns waits, and gives the loss before the step and how many images were told right.
+        What it returns waits, and gives the loss before the step and how many images were told right, by all
+        workers.
         Until then `x` and `y` must stay as they are.
         """
         recipe = Recipe(momentum, weight_decay, **options)
@@ -155,6 +166,14 @@ class Model(ABC):
             self._new_optimizer(recipe)
             self._recipe = recipe
         return self._begin_step(images, labels, lr, recipe)
+
+    def sum(self, values: ArrayLike) -> NDArray[np.float64]:
+        """The sum of these over the workers, each of which calls this; to the bit the same in all.
+
+        Integers stay exact up to 2⁵³.
+        """
+        array = np.asarray(values, np.float64)
+        return self._sum(array) if self.group.workers > 1 else array
 
     def averaged_weights(self) -> Weights:
         """Canonical name to a copy of the array averaged over the steps, running statistics included.
@@ -270,6 +289,9 @@ class Model(ABC):
         self, x: NDArray, y: NDArray, lr: float, recipe: Recipe
     ) -> Callable[[], tuple[float, int]]: ...
 
+    def _sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        raise NotImplementedError
+
     @abstractmethod
     def _optimizer_state(self) -> Weights: ...
 
@@ -302,11 +324,17 @@ class Backend:
         return all(find_spec(package) for package in self.packages)
 
     def build(
-        self, arch: Architecture, dtype: str = "float32", device: str = "cpu", compile: bool = False
+        self,
+        arch: Architecture,
+        dtype: str = "float32",
+        device: str = "cpu",
+        compile: bool = False,
+        group: Group = ALONE,
     ) -> Any:
         """A `Model` of this architecture, with the weights `initial_weights` draws from seed 0.
 
-        With `compile`, PyTorch compiles its network too, as the others always do.
+        With `compile`, PyTorch compiles its network too, as the others always do. With several workers in
+        the group, each calls this, and the first model of a process joins its framework's engine.
 
         Raises:
             ValueError: for an unknown dtype or device, a GPU that is not there, or a compiler that is not.
@@ -315,7 +343,8 @@ class Backend:
             raise BadInput(f"unknown dtype {dtype!r}; give float32, float64 or bfloat16")
         if device not in ("cpu", "gpu"):
             raise BadInput(f"unknown device {device!r}; give cpu or gpu")
-        model = self.load().Model(arch, dtype, device)
+        together = {"group": group} if group.workers > 1 else {}
+        model = self.load().Model(arch, dtype, device, **together)
         if compile:
             model.compile()
         return model

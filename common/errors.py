@@ -22,3 +22,6 @@ class Stopped(RuntimeError):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple:  # of another process
+        return type(self), (str(self), self.exit_code)

@@ -1,7 +1,7 @@
 """The contract under JAX: NumPy in, NumPy out."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -9,11 +9,13 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from numpy.typing import NDArray
 
 import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
+from common.group import ALONE, Group
 from common.layout import from_channels_last, nchw, nhwc, to_channels_last
 from common.recipe import PLAIN, Recipe
 from common.weights import Weights, is_statistic
@@ -34,9 +36,20 @@ class Model(contract.Model):
 
     dtypes = ("float32", "float64", "bfloat16")
 
-    def __init__(self, arch: Architecture, dtype: str, device: str, net: ResNet | None = None) -> None:
-        super().__init__(arch, dtype, device)
-        self._device = _find_device(device)
+    def __init__(
+        self,
+        arch: Architecture,
+        dtype: str,
+        device: str,
+        net: ResNet | None = None,
+        group: Group = ALONE,
+    ) -> None:
+        super().__init__(arch, dtype, device, group)
+        if group.workers > 1:
+            self._device, self._whole, self._split = join(group, device)
+        else:
+            self._device = _find_device(device)
+            self._whole = self._split = SingleDeviceSharding(self._device)
         self._net = (net or ResNet(arch)).clone(training=True, dtype=jnp.dtype(dtype))
         self._state: TrainState  # with the first weights
 
@@ -74,18 +87,18 @@ class Model(contract.Model):
             opt_state=optax.tree_utils.tree_set(opt_state, **used),
             **variables,
         )
-        return jax.device_put(state, self._device)  # all of it, or the second step compiles anew
+        return jax.device_put(state, self._whole)  # all of it, or the second step compiles anew
 
     def _weights(self) -> Weights:
         return self._named(self._state.variables)
 
     def _predict(self, x: NDArray) -> NDArray:
         with self._precision():
-            return np.array(_evaluate(self._net, self._state.variables, self._images_in(x)))
+            return np.array(_evaluate(self._net, self._own_variables(), self._images_in(x)))
 
     def _activations(self, x: NDArray) -> dict[str, NDArray]:
         with self._precision():
-            outputs = _evaluate(self._net, self._state.variables, self._images_in(x), method="activations")
+            outputs = _evaluate(self._net, self._own_variables(), self._images_in(x), method="activations")
         return {name: nchw(np.array(output)) for name, output in outputs.items()}
 
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
@@ -109,7 +122,7 @@ class Model(contract.Model):
         self, x: NDArray, y: NDArray, lr: float, recipe: Recipe
     ) -> Callable[[], tuple[float, int]]:
         with self._precision():
-            X, Y, rate = self._images_in(x), self._put(y), np.asarray(lr, self.dtype)
+            X, Y, rate = self._share(nhwc(x)), self._share(y), np.asarray(lr, self.dtype)
             self._state, loss, logits = train_step(
                 self._net, self._state, X, Y, rate, recipe.label_smoothing, recipe.freeze
             )
@@ -118,6 +131,10 @@ class Model(contract.Model):
                 self._average = update_average(self._average, self._state.variables, share)
             correct = count_correct(logits, Y)
         return lambda: (float(loss), int(correct))
+
+    def _sum(self, values: NDArray) -> NDArray:
+        with jax.enable_x64(True):
+            return np.array(_total(self._share(values[None]), self._whole))
 
     def _optimizer_state(self) -> Weights:
         return self._named({"params": optax.tree_utils.tree_get(self._state.opt_state, "trace")})
@@ -146,10 +163,22 @@ class Model(contract.Model):
     def _put(self, array: NDArray) -> jax.Array:
         return jax.device_put(array, self._device)
 
+    def _share(self, array: NDArray) -> jax.Array:
+        """The batch of which this worker has these rows."""
+        if self.group.workers == 1:
+            return self._put(array)
+        return jax.make_array_from_process_local_data(self._split, array)
+
+    def _own_variables(self) -> Variables:
+        """The variables on this worker's own device, where it evaluates by itself."""
+        if self.group.workers == 1:
+            return self._state.variables
+        return jax.tree.map(lambda array: array.addressable_data(0), self._state.variables)
+
     def _tree(self, arrays: Mapping[str, NDArray]) -> dict[str, Any]:
         """Arrays by canonical name as a tree of Flax variables, on the device."""
         leaves = {_path(name): to_channels_last(array) for name, array in arrays.items()}
-        return jax.device_put(unflatten_dict(leaves), self._device)
+        return jax.device_put(unflatten_dict(leaves), self._whole)
 
     def _named(self, tree: Mapping[str, Any]) -> Weights:
         """A tree of Flax variables by canonical name, in canonical order."""
@@ -164,6 +193,29 @@ class Model(contract.Model):
 def _evaluate(net: ResNet, variables: Variables, X: jax.Array, method: str = "__call__") -> Any:
     """What a method gives with running statistics; compiled once for all networks that are equal."""
     return net.clone(training=False).apply(variables, X, method=method)
+
+
+@partial(jax.jit, static_argnums=1)
+def _total(rows: jax.Array, whole: Sharding) -> jax.Array:
+    """The sum of the workers' rows, the same on every device."""
+    return jax.lax.with_sharding_constraint(rows.sum(0), whole)
+
+
+@cache  # once a process
+def join(group: Group, device: str) -> tuple[jax.Device, Sharding, Sharding]:
+    """Join the other workers; returns the own device, and how arrays lie that all have, or share by rows.
+
+    Raises:
+        ValueError: unless each worker of this host has a GPU of its own.
+    """
+    own = [group.local_rank] if device == "gpu" else None
+    jax.distributed.initialize(group.addresses[0], group.workers, group.rank, own)
+    try:
+        mine = jax.local_devices(backend=device)[0]
+    except RuntimeError:
+        raise BadInput("there are more workers than JAX sees GPUs on this host; give fewer") from None
+    mesh = Mesh(np.array(jax.devices(device)), ("batch",))
+    return mine, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
 
 
 def _find_device(device: str) -> jax.Device:

@@ -1,16 +1,23 @@
 """The contract under MXNet: NumPy in, NumPy out."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import cache
 
 import mxnet as mx
+import numpy as onp
 from mxnet import np
 from numpy.typing import NDArray
 
 import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
+from common.group import ALONE, Group
 from common.recipe import Recipe
 from common.weights import Weights, is_statistic
+from resnet_mxnet.layers import Store
 from resnet_mxnet.resnet import ResNet
 from resnet_mxnet.training import count_correct, loss_and_gradients, train_step, update_average
 
@@ -18,11 +25,20 @@ from resnet_mxnet.training import count_correct, loss_and_gradients, train_step,
 class Model(contract.Model):
     """A ResNet in MXNet under the contract."""
 
-    def __init__(self, arch: Architecture, dtype: str, device: str, net: ResNet | None = None) -> None:
-        super().__init__(arch, dtype, device)
+    def __init__(
+        self,
+        arch: Architecture,
+        dtype: str,
+        device: str,
+        net: ResNet | None = None,
+        group: Group = ALONE,
+    ) -> None:
+        super().__init__(arch, dtype, device, group)
         if device == "gpu" and not mx.context.num_gpus():
             raise BadInput("MXNet sees no GPU; use device cpu, or install one of mxnet-cu112 to mxnet-cu117")
-        self._device = mx.gpu() if device == "gpu" else mx.cpu()
+        if group.workers > 1:
+            join(group, device)
+        self._device = mx.gpu(group.local_rank) if device == "gpu" else mx.cpu()
         self._net = net or ResNet(arch)
         self._is_new = any(not parameter._data for parameter in self._net.collect_params().values())
         self._net.cast(dtype)
@@ -82,7 +98,15 @@ class Model(contract.Model):
         correct = count_correct(logits, Y)
         if self.device == "cpu":
             mx.nd.waitall()  # its engine and Python would take each other's cores: 5 % of a step
+        if self.group.workers > 1:
+            both = self._sum(onp.array([loss.item(), int(correct)], "float64"))
+            return lambda: (float(both[0]) / self.group.workers, int(both[1]))
         return lambda: (loss.item(), int(correct))
+
+    def _sum(self, values: NDArray) -> NDArray:
+        assert Store.here
+        key = Store.here.slots(f"sum.{values.shape}", values.shape, "float64")
+        return Store.here.sum(key, self._array(values)).asnumpy()
 
     def _optimizer_state(self) -> Weights:
         return {name: state.asnumpy() for name, state in self._velocities().items()}
@@ -107,6 +131,46 @@ class Model(contract.Model):
 
     def _array(self, array: NDArray) -> np.ndarray:
         return np.array(array, dtype=array.dtype, ctx=self._device)
+
+
+# What the scheduler and the server of the store run, until the worker that started them is gone.
+SERVE = """
+import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+import resnet_mxnet, mxnet.kvstore_server
+"""
+_servers: list[subprocess.Popen] = []  # they end with this process, which holds their standard input
+
+
+@cache  # once a process
+def join(group: Group, device: str) -> None:
+    """Join the other workers; the first starts the scheduler and the server between them.
+
+    Raises:
+        ValueError: unless each worker of this host has a GPU of its own.
+    """
+    gpus = mx.context.num_gpus()
+    if device == "gpu" and group.local_rank >= gpus:
+        raise BadInput(f"there are more workers than this host's {gpus} GPUs; give --workers {gpus}")
+    hosts, ports = zip(*(address.rpartition(":")[::2] for address in group.addresses), strict=True)
+    told = {
+        "DMLC_PS_ROOT_URI": hosts[0],
+        "DMLC_PS_ROOT_PORT": ports[0],
+        "DMLC_NODE_HOST": hosts[group.rank],
+        "DMLC_NUM_WORKER": str(group.workers),
+        "DMLC_NUM_SERVER": "1",
+    }
+    if group.rank == 0:
+        # Trap: OpenMP's threads spin, and would take the worker's cores.
+        told_servers = {**told, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        for role in ("scheduler", "server"):
+            environment = {**os.environ, **told_servers, "DMLC_ROLE": role}
+            command, quiet = [sys.executable, "-c", SERVE], subprocess.DEVNULL
+            _servers.append(
+                subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)
+            )
+    os.environ.update(told, DMLC_ROLE="worker")
+    Store.here = Store(group.rank, group.workers)
 
 
 def _path(name: str) -> str:

@@ -1,10 +1,13 @@
 """Where Gluon is told to agree with the other three. Every trap is named, with its reason."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import mxnet as mx
 import numpy as np
@@ -77,7 +80,160 @@ def relu(F: ModuleType, X: mx.np.ndarray) -> mx.np.ndarray:
     return F.npx.activation(X, act_type="relu")
 
 
-BatchNorm = partial(nn.BatchNorm, epsilon=1e-5, momentum=0.9)
+class Store:
+    """MXNet's parameter server as sums over the workers, which ask for the same ones in the same order.
+
+    Trap: the server rounds float64 to float32 and adds in the order in which workers arrive. `sum` gives each
+    worker a slot of its own, and splits float64 into three float32: the server has nothing to add.
+    """
+
+    here: ClassVar[Store | None] = None  # of this process, where there are several workers
+
+    def __init__(self, rank: int, workers: int) -> None:
+        self._store = mx.kv.create("dist_sync")
+        self.rank, self.workers = rank, workers  # the store's own rank is that of who came first
+        self._keys: dict[str, int] = {}
+
+    def key(self, name: str, shape: tuple[int, ...]) -> int:
+        """The number the server knows a sum by. A new one waits for all workers."""
+        if name not in self._keys:
+            self._keys[name] = len(self._keys)
+            self._store.init(self._keys[name], mx.np.zeros(shape))
+        return self._keys[name]
+
+    def slots(self, name: str, shape: tuple[int, ...], dtype: str) -> int:
+        """The key of a sum that `sum` is to make."""
+        parts = 3 if np.dtype(dtype) == np.float64 else 1
+        return self.key(name, (self.workers, parts, math.prod(shape)))
+
+    def sum(self, key: int, array: mx.np.ndarray) -> mx.np.ndarray:
+        """The sum over the workers, in all the same to the bit."""
+        parts, rest = [], array.reshape(-1)
+        for _ in range(3 if array.dtype == np.float64 else 1):
+            parts.append(rest.astype("float32"))
+            rest = rest - parts[-1].astype(array.dtype)
+        slots = mx.np.zeros((self.workers, len(parts), array.size))
+        slots[self.rank] = mx.np.stack(parts)
+        self._store.pushpull(key, slots, out=slots)  # Trap: it overwrites what it is given
+        return slots.astype(array.dtype).sum(axis=(0, 1)).reshape(array.shape)
+
+    def add_up(self, key: int, array: mx.np.ndarray, priority: int) -> None:
+        """The sum over the workers in place, float32, in whatever order they arrive."""
+        self._store.pushpull(key, array, out=array, priority=priority)
+
+
+class MeanOverWorkers(mx.operator.CustomOp):
+    """The mean over the workers, which the running mean follows; in evaluation the running mean itself."""
+
+    def __init__(self, key: int, key_back: int, decay: float) -> None:
+        super().__init__()
+        self.key, self.key_back, self.decay = key, key_back, decay
+
+    def forward(self, is_train: bool, req: list, in_data: list, out_data: list, aux: list) -> None:
+        (running,) = aux
+        mean = running
+        if is_train:
+            mean = self._mean(self.key, in_data[0])
+            running[:] = self.decay * running + (1 - self.decay) * mean
+        self.assign(out_data[0], req[0], mean)
+
+    def backward(
+        self, req: list, out_grad: list, in_data: list, out_data: list, in_grad: list, aux: list
+    ) -> None:
+        self.assign(in_grad[0], req[0], self._mean(self.key_back, out_grad[0]))
+
+    def _mean(self, key: int, array: mx.np.ndarray) -> mx.np.ndarray:
+        assert Store.here
+        return Store.here.sum(key, array) / Store.here.workers
+
+
+@mx.operator.register("mean_over_workers")
+class MeanOverWorkersProp(mx.operator.CustomOpProp):
+    """What MXNet asks about `MeanOverWorkers`; arguments come as text."""
+
+    def __init__(self, key: str, key_back: str, decay: str) -> None:
+        super().__init__(need_top_grad=True)
+        self.arguments = int(key), int(key_back), float(decay)
+
+    def list_auxiliary_states(self) -> list[str]:
+        return ["running"]
+
+    def infer_shape(self, in_shape: list) -> tuple[list, list, list]:
+        return in_shape, in_shape, in_shape
+
+    def infer_type(self, in_type: list) -> tuple[list, list, list]:
+        return in_type, in_type, in_type
+
+    def create_operator(self, ctx: str, in_shapes: list, in_dtypes: list) -> MeanOverWorkers:
+        return MeanOverWorkers(*self.arguments)
+
+
+class BatchNormOverWorkers(nn.BatchNorm):
+    """Batch norm over the batch of all workers.
+
+    Trap: by itself each worker normalises its share of the batch, and is another network. MXNet's
+    `SyncBatchNorm` hangs on CPUs and refuses float64.
+    """
+
+    def hybrid_forward(
+        self,
+        F: ModuleType,
+        X: mx.np.ndarray,
+        gamma: mx.np.ndarray,
+        beta: mx.np.ndarray,
+        running_mean: mx.np.ndarray,
+        running_var: mx.np.ndarray,
+    ) -> mx.np.ndarray:
+        mean = self._mean(F, "mean", F.np.mean(X, axis=(0, 2, 3)), running_mean)
+        centred = X - F.np.reshape(mean, (1, -1, 1, 1))
+        var = self._mean(F, "var", F.np.mean(centred**2, axis=(0, 2, 3)), running_var)
+        scale = gamma / F.np.sqrt(var + self._kwargs["eps"])
+        return centred * F.np.reshape(scale, (1, -1, 1, 1)) + F.np.reshape(beta, (1, -1, 1, 1))
+
+    def _mean(self, F: ModuleType, what: str, own: mx.np.ndarray, running: mx.np.ndarray) -> mx.np.ndarray:
+        """The mean of `own`, (C,), over the workers."""
+        assert Store.here
+        parameter = self.running_mean
+        keys = [
+            Store.here.slots(f"{self.name}.{what}{end}", parameter.shape, parameter.dtype)
+            for end in ("", ".back")
+        ]
+        mean = F.Custom(
+            own.as_nd_ndarray(),
+            running.as_nd_ndarray(),
+            op_type="mean_over_workers",
+            key=keys[0],
+            key_back=keys[1],
+            decay=self._kwargs["momentum"],
+        )
+        return mean.as_np_ndarray()
+
+
+def BatchNorm(**options: Any) -> nn.BatchNorm:
+    """Batch norm over the channels of (N, C, H, W), of all workers where there are several."""
+    kind = BatchNormOverWorkers if Store.here else nn.BatchNorm
+    return kind(**{"epsilon": 1e-5, "momentum": 0.9, **options})
+
+
+class TrainerOverWorkers(gluon.Trainer):
+    """A trainer that takes the mean of the gradients over the workers, where there are several.
+
+    Trap: with a store of its own, Gluon's sends weights that may arrive after the first gradients.
+    """
+
+    def _allreduce_grads(self) -> None:
+        store = Store.here
+        if not store:
+            return
+        for i, parameter in enumerate(self._params):
+            if parameter.grad_req != "null":
+                gradient = parameter.grad()
+                if gradient.dtype == np.float64:
+                    key = store.slots(f"gradient.{parameter.name}", gradient.shape, "float64")
+                    gradient[:] = store.sum(key, gradient)
+                else:
+                    store.add_up(store.key(f"gradient.{parameter.name}", gradient.shape), gradient, -i)
+                gradient /= store.workers
 
 
 @contextmanager
@@ -90,7 +246,7 @@ def exact_decay(net: gluon.Block) -> Iterator[None]:
     before: list[tuple[gluon.Parameter, mx.np.ndarray, float]] = []
 
     def note(layer: gluon.Block) -> None:
-        if isinstance(layer, nn.BatchNorm) and layer.running_mean.dtype == "float64":
+        if type(layer) is nn.BatchNorm and layer.running_mean.dtype == "float64":
             for p in (layer.running_mean, layer.running_var):
                 before.append((p, p.data().copy(), layer._kwargs["momentum"]))
 

@@ -8,7 +8,7 @@ from mxnet.gluon import nn
 
 import common.training
 from common.summary import layer_line
-from resnet_mxnet.layers import SGD, exact_decay
+from resnet_mxnet.layers import SGD, TrainerOverWorkers, exact_decay
 
 cross_entropy = gluon.loss.SoftmaxCrossEntropyLoss()
 soft_cross_entropy = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
@@ -52,7 +52,7 @@ class Classifier(nn.HybridBlock):
         optimizer.set_lr_mult({name: lr_backbone for name in parameters if name not in last})
         if no_decay_norm:
             optimizer.set_wd_mult({name: 0.0 for name, p in parameters.items() if len(p.shape) == 1})
-        return gluon.Trainer(last if freeze else parameters, optimizer, kvstore=None)
+        return TrainerOverWorkers(last if freeze else parameters, optimizer, kvstore=None)
 
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, C, H, W)."""

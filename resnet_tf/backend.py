@@ -1,7 +1,10 @@
 """The contract under TensorFlow: NumPy in, NumPy out."""
 
+import json
+import os
 from collections.abc import Callable
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 from typing import Any
 
 import keras
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
+from common.group import ALONE, Group
 from common.layout import from_channels_last, nchw, nhwc, to_channels_last
 from common.recipe import Recipe
 from common.weights import Weights, is_statistic
@@ -35,22 +39,31 @@ class Model(contract.Model):
 
     dtypes = ("float32", "float64", "bfloat16")
 
-    def __init__(self, arch: Architecture, dtype: str, device: str, net: ResNet | None = None) -> None:
-        super().__init__(arch, dtype, device)
+    def __init__(
+        self,
+        arch: Architecture,
+        dtype: str,
+        device: str,
+        net: ResNet | None = None,
+        group: Group = ALONE,
+    ) -> None:
+        super().__init__(arch, dtype, device, group)
         if device == "gpu":
             if not tf.config.list_physical_devices("GPU"):
                 raise BadInput("TensorFlow sees no GPU; use device cpu, or install TensorFlow with CUDA")
             use_full_float32()
         self._device = f"/{device.upper()}:0"
         self._is_new = net is None or not net.built
+        self._strategy = join(group, device) if group.workers > 1 else None
         policy = "mixed_bfloat16" if self.bfloat16 else dtype
-        with precision(policy), tf.device(self._device):
+        with self._scope(), precision(policy), tf.device(self._device):
             self._net = net or ResNet(arch)
             self._net(tf.zeros((1, 32, 32, arch.in_channels), self.dtype))  # one image makes the variables
         self._variables = {name: _variable(self._net, name) for name in arch.parameter_shapes()}
         self._predict_graph = tf.function(partial(self._net, training=False))
         self._activations_graph = tf.function(self._net.activations)
-        self._gradients_graph = tf.function(partial(loss_and_gradients, self._net))
+        self._gradients_graph = self._shared(partial(loss_and_gradients, self._net))
+        self._total_graph = self._shared(total)
         self._optimizers: dict[tuple, tuple[SGD, Callable[..., Any]]] = {}
         self._average: dict[str, tf.Variable] = {}
 
@@ -86,12 +99,12 @@ class Model(contract.Model):
         momentum, decay = recipe.momentum, recipe.weight_decay
         kind = bool(momentum), bool(decay), recipe.no_decay_norm, recipe.lr_backbone, recipe.freeze
         if kind not in self._optimizers:  # compiled for any momentum and weight decay, or for none
-            with tf.device(self._device):
+            with self._scope(), tf.device(self._device):
                 optimizer = self._net.configure_optimizers(
                     momentum, decay, recipe.no_decay_norm, recipe.lr_backbone
                 )
                 optimizer.build(trained_variables(self._net, recipe.freeze))
-            update = tf.function(partial(apply_gradients, self._net, optimizer, recipe.freeze))
+            update = self._shared(partial(apply_gradients, self._net, optimizer, recipe.freeze))
             self._optimizers[kind] = optimizer, update
         self._optimizer, self._update_graph = self._optimizers[kind]
         self._optimizer.restart(momentum, decay)
@@ -123,7 +136,13 @@ class Model(contract.Model):
         if recipe.ema:
             self._run(self._average_graph, np.asarray(1 - recipe.ema, self.dtype))
         correct = self._run(count_correct, logits, y)
+        if self.group.workers > 1:
+            loss = self._run(self._total_graph, loss) / self.group.workers
+            correct = self._run(self._total_graph, correct)
         return lambda: (float(loss), int(correct))
+
+    def _sum(self, values: NDArray) -> NDArray:
+        return self._run(self._total_graph, values).numpy()
 
     def _optimizer_state(self) -> Weights:
         return {name: from_channels_last(v.numpy()) for name, v in self._velocities.items()}
@@ -144,10 +163,53 @@ class Model(contract.Model):
         order = {v.path: i for i, v in enumerate(trained_variables(self._net, freeze))}
         return {name: order[v.path] for name, v in self._variables.items() if v.path in order}
 
+    def _scope(self) -> AbstractContextManager:
+        """Where variables are made, so that all workers' start as the first's."""
+        return self._strategy.scope() if self._strategy else nullcontext()
+
+    def _shared(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A compiled function that knows of the other workers, if there are any."""
+        strategy = self._strategy
+        if not strategy:
+            return tf.function(function)
+        return tf.function(lambda *arrays, **options: strategy.run(function, arrays, options))
+
     def _run(self, graph: Callable[..., Any], *arrays: NDArray, **options: Any) -> Any:
         """Call a compiled function where the model is: TensorFlow prefers a GPU wherever there is one."""
         with tf.device(self._device):
             return graph(*[tf.convert_to_tensor(array) for array in arrays], **options)
+
+
+def total(values: tf.Tensor) -> tf.Tensor:
+    """The sum over the workers."""
+    here = tf.identity(values)  # what comes from outside is on no device
+    return tf.distribute.get_replica_context().all_reduce("SUM", here)
+
+
+@cache  # once a process
+def join(group: Group, device: str) -> tf.distribute.Strategy:
+    """Join the other workers; before any operation of TensorFlow's.
+
+    Raises:
+        ValueError: unless each worker of this host has a GPU of its own.
+    """
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    kind = kinds.RING
+    if device == "gpu":
+        gpus = tf.config.list_physical_devices("GPU")
+        if group.local_rank >= len(gpus):
+            raise BadInput(
+                f"there are more workers than this host's {len(gpus)} GPUs; give --workers {len(gpus)}"
+            )
+        tf.config.set_visible_devices(gpus[group.local_rank], "GPU")
+        kind = kinds.NCCL
+    cluster = {"worker": group.addresses}
+    os.environ["TF_CONFIG"] = json.dumps(
+        {"cluster": cluster, "task": {"type": "worker", "index": group.rank}}
+    )
+    return tf.distribute.MultiWorkerMirroredStrategy(
+        communication_options=tf.distribute.experimental.CommunicationOptions(implementation=kind)
+    )
 
 
 def _variable(net: ResNet, name: str) -> keras.Variable:

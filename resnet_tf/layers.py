@@ -7,9 +7,8 @@ in TF32; call `use_full_float32()` first where they shall agree with the others.
 import inspect
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Self
 
 import keras
@@ -84,8 +83,27 @@ class Conv2D(layers.Conv2D):
         return {**super().get_config(), "padding": self.border}
 
 
-# Trap: Keras adds 1e-3 to the variance, and its running statistics keep 0.99 of the old value.
-BatchNormalization = partial(layers.BatchNormalization, momentum=0.9, epsilon=1e-5)
+@serializable
+class BatchNormalizationOverWorkers(layers.BatchNormalization):
+    """Batch norm over the batch of all workers.
+
+    Trap: by itself each worker normalises its share of the batch, and is another network. Keras'
+    `synchronized=True` computes E[x²] − E[x]², which cancels where the mean is large.
+    """
+
+    def _moments(self, inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        worker = tf.distribute.get_replica_context()
+        axes = self._reduction_axes
+        mean = worker.all_reduce("MEAN", tf.reduce_mean(inputs, axes, keepdims=True))
+        variance = worker.all_reduce("MEAN", tf.reduce_mean(tf.square(inputs - mean), axes))
+        return tf.squeeze(mean, axes), variance
+
+
+def BatchNormalization(**options: Any) -> layers.BatchNormalization:
+    """Trap: Keras adds 1e-3 to the variance, and its running statistics keep 0.99 of the old value."""
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    kind = BatchNormalizationOverWorkers if several else layers.BatchNormalization
+    return kind(**{"momentum": 0.9, "epsilon": 1e-5, **options})
 
 
 @serializable
@@ -119,7 +137,7 @@ class SGD(keras.optimizers.Optimizer):
 
     Trap: Keras' own keeps −lr · v, so that a new rate would act on old gradients too late; its weight decay
     acts beside the gradient, and without momentum; and its `ops.cast` rounds a Python float to float32,
-    even in a float64 model.
+    even in a float64 model. Of several workers it adds the gradients up, where the loss is a mean.
     """
 
     def __init__(
@@ -145,6 +163,12 @@ class SGD(keras.optimizers.Optimizer):
             has_velocity = self.momentum is not None
             self.velocities = self.add_optimizer_variables(variables, "velocity") if has_velocity else []
             self.shares = [1.0 if "/last/" in v.path else self.lr_backbone for v in variables]  # of the rate
+
+    def apply(self, grads: Sequence[Tensor], trainable_variables: Any = None) -> None:
+        workers = tf.distribute.get_strategy().num_replicas_in_sync
+        if workers > 1:
+            grads = [gradient / workers for gradient in grads]
+        super().apply(grads, trainable_variables)
 
     def restart(self, momentum: float, weight_decay: float) -> None:
         """Begin anew from zero velocity; a figure that was above 0 may be another above 0."""

@@ -2,19 +2,34 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import timedelta
+from functools import cache
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
+from common.group import ALONE, Group
 from common.recipe import Recipe
 from common.weights import Weights, is_statistic
 from resnet_torch.layers import use_full_float32
 from resnet_torch.resnet import ResNet
-from resnet_torch.training import autocast, count_correct, loss_and_gradients, train_step, update_average
+from resnet_torch.training import (
+    Classifier,
+    autocast,
+    count_correct,
+    frozen_backbone,
+    loss_and_gradients,
+    train_step,
+    update_average,
+)
+
+PATIENCE = timedelta(seconds=60)  # with workers that have met, and now join
 
 
 class Model(contract.Model):
@@ -22,12 +37,21 @@ class Model(contract.Model):
 
     dtypes = ("float32", "float64", "bfloat16")
 
-    def __init__(self, arch: Architecture, dtype: str, device: str, net: ResNet | None = None) -> None:
-        super().__init__(arch, dtype, device)
+    def __init__(
+        self,
+        arch: Architecture,
+        dtype: str,
+        device: str,
+        net: ResNet | None = None,
+        group: Group = ALONE,
+    ) -> None:
+        super().__init__(arch, dtype, device, group)
         if device == "gpu":
             if not torch.cuda.is_available():
                 raise BadInput("PyTorch sees no GPU; use device cpu, or install PyTorch with CUDA")
             use_full_float32()
+        if group.workers > 1:
+            join(group, device)
         self._device = torch.device("cuda" if device == "gpu" else "cpu")
         self._type = getattr(torch, self.dtype)
         is_faster = device == "cpu" or self.bfloat16  # in memory, (N, H, W, C)
@@ -93,6 +117,10 @@ class Model(contract.Model):
             recipe.momentum, recipe.weight_decay, recipe.no_decay_norm, recipe.lr_backbone, recipe.freeze
         )
         self._average = {name: t.detach().clone() for name, t in self._tensors.items() if recipe.ema}
+        self._trained: Classifier = self._net
+        if self.group.workers > 1:
+            with frozen_backbone(self._net) if recipe.freeze else nullcontext():
+                self._trained = Parallel(self._net)  # type: ignore[assignment]  # as good as one
 
     def _begin_step(
         self, x: NDArray, y: NDArray, lr: float, recipe: Recipe
@@ -101,12 +129,20 @@ class Model(contract.Model):
             group["lr"] = lr * group["lr_share"]
         X, Y = self._images_in(x), self._tensor(y).long()
         loss, logits = train_step(
-            self._net, self._optimizer, X, Y, self.bfloat16, recipe.label_smoothing, recipe.freeze
+            self._trained, self._optimizer, X, Y, self.bfloat16, recipe.label_smoothing, recipe.freeze
         )
         if recipe.ema:
             update_average(list(self._average.values()), list(self._tensors.values()), recipe.ema)
         correct = count_correct(logits, Y)
-        return lambda: (loss.item(), int(correct))
+        if self.group.workers > 1:
+            distributed.all_reduce(loss)
+            distributed.all_reduce(correct)
+        return lambda: (loss.item() / self.group.workers, int(correct))
+
+    def _sum(self, values: NDArray) -> NDArray:
+        total = self._tensor(values)
+        distributed.all_reduce(total)
+        return total.numpy(force=True)
 
     def _optimizer_state(self) -> Weights:
         states = {name: self._optimizer.state[p] for name, p in self._parameters.items()}
@@ -136,6 +172,34 @@ class Model(contract.Model):
 
     def _array(self, tensor: Tensor) -> NDArray:
         return tensor.detach().to("cpu", self._type).numpy()
+
+
+class Parallel(DistributedDataParallel):
+    """PyTorch's engine around a network, to be trained as the network itself."""
+
+    def __init__(self, net: Classifier) -> None:
+        super().__init__(net, forward_sync_buffers=False)  # batch norm keeps them the same
+        self.net, self.loss = net.net, net.loss
+
+
+@cache  # once a process
+def join(group: Group, device: str) -> None:
+    """Join the other workers, by NCCL with a GPU each, else by Gloo.
+
+    Raises:
+        ValueError: unless each worker of this host has a GPU of its own.
+    """
+    if device == "gpu":
+        gpus = torch.cuda.device_count()
+        if group.local_rank >= gpus:
+            raise BadInput(f"there are more workers than this host's {gpus} GPUs; give --workers {gpus}")
+        torch.cuda.set_device(group.local_rank)
+    host, _, port = group.addresses[0].rpartition(":")
+    # A store of its own, for an address alone would be taken for torchrun's wherever that started us.
+    store = distributed.TCPStore(host, int(port), group.workers, is_master=group.rank == 0, timeout=PATIENCE)
+    distributed.init_process_group(
+        "nccl" if device == "gpu" else "gloo", store=store, rank=group.rank, world_size=group.workers
+    )
 
 
 def _path(name: str) -> str:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 
@@ -95,8 +95,34 @@ class LazyLinear(nn.LazyLinear, Linear):
     cls_to_become = Linear
 
 
+class MeanOverWorkers(torch.autograd.Function):
+    """The mean of a tensor over the workers, and in the backward pass of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, X: Tensor) -> Tensor:
+        mean = X / distributed.get_world_size()
+        distributed.all_reduce(mean)
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return MeanOverWorkers.forward(ctx, gradient)
+
+
+def normalise_over_workers(X: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, C, H, W) at mean 0 and variance 1 in every channel over all workers, and the moments before.
+
+    Trap: under `DistributedDataParallel` each worker normalises its share of the batch by itself, and is
+    another network. PyTorch's `SyncBatchNorm` refuses the CPU.
+    """
+    mean = MeanOverWorkers.apply(X.mean((0, 2, 3)))
+    centred = X - mean[:, None, None]
+    var = MeanOverWorkers.apply(centred.square().mean((0, 2, 3)))
+    return centred * (var + eps).rsqrt()[:, None, None], mean, var
+
+
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the channels of (N, C, H, W)."""
+    """Batch norm over the channels of (N, C, H, W), of all workers where there are several."""
 
     def forward(self, X: Tensor) -> Tensor:
         mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
@@ -105,6 +131,15 @@ class BatchNorm2d(nn.BatchNorm2d):
         self._check_input_dim(X)
         count.add_(1)
         new = 1 / float(count) if self.momentum is None else self.momentum  # the batch's share
+        if distributed.is_initialized():
+            # bfloat16 is too coarse for moments
+            Y, batch_mean, batch_var = normalise_over_workers(X.to(mean.dtype), self.eps)
+            with torch.no_grad():
+                mean.lerp_(batch_mean, new)
+                var.lerp_(batch_var, new)
+            if self.affine:
+                Y = Y * self.weight[:, None, None] + self.bias[:, None, None]
+            return Y.to(X.dtype)
         # Trap: PyTorch's running variance takes n/(n - 1) times the batch variance the output uses.
         unbiased = torch.zeros_like(var)
         # The functional form, because the layer refuses one value a channel; the others take it.

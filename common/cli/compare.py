@@ -29,6 +29,9 @@ def compare(
     steps: Annotated[int, typer.Option(help="SGD steps to take.")] = 20,
     device: Device = "cpu",
     compile: Compile = False,
+    workers: Annotated[
+        int, typer.Option(help="Train on so many, too, and hold them against one worker; in float64.")
+    ] = 1,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights to start from. Default: drawn from seed 0.")
     ] = None,
@@ -52,6 +55,7 @@ def compare(
     from common.files import output_folder
     from common.proof import compare as comparing
     from common.proof import report
+    from common.proof.together import check_divides, compare_workers
     from common.weights import initial_weights, load_checkpoint
 
     chosen = choose_backends(backends)
@@ -76,12 +80,19 @@ def compare(
     folder = output_folder(out)
 
     x, y = eight(images, network, shape)
+    if workers != 1:
+        check_divides(workers, len(x))
+        if dtype == "float32":
+            raise BadInput("--workers compares in float64; give --dtype float64 or both")
     job = comparing.Job(network, weights, x, y, steps=steps, device=device, compile=compile)
     installed = [backend.name for backend in chosen if backend.installed]
     with report.progress("Comparing", arch, x, images.source) as tell:
         found = comparing.compare(
             job, installed, ["float64", "float32"] if dtype == "both" else [dtype], tell
         )
+        if workers > 1:
+            compare_workers(found, installed, workers)
+            tell(f"{workers} workers held against one")
     result = report.Report(found, chosen, arch, images.source)
     report.show(result)
     report.write(result, folder)

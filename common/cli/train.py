@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.architecture import CONVENTIONS, Architecture, architecture
-from common.backend import BACKENDS, Model, load_backend
+from common.backend import BACKENDS, load_backend
 from common.cli.options import (
     Arch,
     Compile,
@@ -28,6 +29,8 @@ from common.proof.workers import quiet
 
 if TYPE_CHECKING:
     from common.data import FashionMNIST, ImageFolder
+    from common.proof.meeting import Seat
+    from common.training.runs import Record, Settings
 
 SHARED = ("batch_size", "resize", "augment", "limit_train", "limit_val", "seed")  # by all data sets
 
@@ -98,19 +101,34 @@ def train(
         bool, typer.Option("--resume", help="Go on with RUN; options left out are those it began with.")
     ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files, too.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that share each batch, on this machine or with others. Default: 1."),
+    ] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where worker 0 of several hosts listens.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Which of the workers of several hosts this is, from 0.")
+    ] = None,
 ) -> None:
     """Train on Fashion-MNIST or a folder of images; keep checkpoints, history and curves in a folder.
 
-    Ctrl-C finishes the step, saves and says how to go on. Exits with 0 when all epochs are done, 1 if the
-    run diverged, 2 if the question makes no sense, 130 after Ctrl-C.
+    With --workers each takes its share of every batch, and the run is that of one. Ctrl-C finishes the step,
+    saves and says how to go on. Exits with 0 when all epochs are done, 1 if the run diverged or a worker was
+    lost, 2 if the question makes no sense, 130 after Ctrl-C.
     """
     from common import training
     from common.data import is_image_folder
     from common.training.runs import Settings, checkpoint_file, new_folder, read_settings
-    from common.training.starting import check_begun, pretrained
-    from common.weights import initial_weights, load_checkpoint
+    from common.training.starting import pretrained
+    from common.training.together import Job, check_joins, train_seated, train_together
+    from common.weights import load_checkpoint
 
     architecture(arch)  # speaks up if there is none of this name
+    seat = _seat(workers, coordinator, rank)
+    if seat and out is None:
+        raise BadInput("workers of several hosts need --out RUN, the same for all")
     is_folder = data is not None and is_image_folder(data)
     if not is_folder and (normalize is not None or val_share is not None or skip_bad or num_workers):
         raise BadInput(
@@ -156,8 +174,12 @@ def train(
             if source and source.name == "DEFAULT":
                 options[name] = began_with[name]
     names = list(BACKENDS) if options["backend"] == "all" else [options["backend"]]
+    if seat and len(names) > 1:
+        raise BadInput("workers of several hosts train in one backend; name it with --backend")
     for name in names:
         load_backend(name)
+        if seat or (workers or 1) > 1:
+            check_joins(name)
     check_device(options["device"])
     check_precision(options["precision"])
     images = _folder(data, options, num_workers) if is_folder and data else _fashion_mnist(data, options)
@@ -178,23 +200,48 @@ def train(
 
     folder = out or new_folder(f"{arch}-{settings.backend}")
     again = f"resnet-tabs train {arch} --out {shlex.quote(str(folder))} --resume"
-    for name, path in (("data", data), ("weights", weights)):
-        if path:
-            again += f" --{name} {shlex.quote(str(path))}"
+    for name, given in (
+        *(("data", data), ("weights", weights)),
+        *(("workers", workers), ("coordinator", coordinator), ("rank", rank)),
+    ):
+        if given is not None:
+            again += f" --{name} {shlex.quote(str(given))}"
 
-    def build(name: str) -> Model:
-        run = folder / name if settings.backend == "all" else folder
-        if settings.weights and start is None:
-            check_begun(run)
-        model = load_backend(name).build(network, settings.precision, settings.device, settings.compile)
-        model.load_weights(start or initial_weights(network, settings.seed))
-        return model
+    def train_one(settings: Settings, folder: Path, resume: bool) -> list[Record]:
+        job = Job(images, settings, folder, resume, again, tensorboard, start)
+        if seat:
+            return train_seated(seat, job)[1]
+        if workers and workers > 1:
+            return train_together(workers, job)[1]
+        return job.train()[1].history
 
     with quiet(f"go on with: {again}"):  # frameworks have much to say
         if settings.backend == "all":
-            training.train_all(build, names, images, settings, folder, resume, again, tensorboard)
+            training.train_all(train_one, names, images, settings, folder, resume, again)
         else:
-            training.train(build, images, settings, folder, resume, again, tensorboard)
+            train_one(settings, folder, resume)
+
+
+def _seat(workers: int | None, coordinator: str | None, rank: int | None) -> Seat | None:
+    """This process' place among the workers of several hosts, also as torchrun tells it; None if alone."""
+    from common.proof.meeting import Seat
+
+    if workers is not None and workers < 1:
+        raise BadInput(f"--workers must be 1 or more, not {workers}")
+    told = [os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")]
+    if coordinator is None and rank is None and workers is None and all(told):
+        host, port, own, count = map(str, told)
+        try:
+            return Seat(f"{host}:{int(port) + 1}", int(own), int(count))  # its own store has the port itself
+        except ValueError as error:
+            raise BadInput(
+                f"the environment is not torchrun's ({error}); unset RANK or start with torchrun"
+            ) from None
+    if (coordinator is None) != (rank is None) or (rank is not None and workers is None):
+        raise BadInput("on several hosts give --coordinator HOST:PORT, --rank and --workers, all three")
+    if coordinator is None or rank is None or workers is None:
+        return None
+    return Seat(coordinator, rank, workers)
 
 
 def _fashion_mnist(data: Path | None, options: dict[str, Any]) -> FashionMNIST:

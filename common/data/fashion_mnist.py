@@ -26,6 +26,7 @@ from common.data.module import DataModule
 from common.data.pipeline import ArrayBatches, Batch, batches, read_ahead
 from common.errors import BadInput, MissingFile
 from common.files import cannot_write, output_folder, write_atomically
+from common.group import ALONE, Group
 
 CLASSES = (
     "T-shirt/top",
@@ -107,20 +108,25 @@ class FashionMNIST(DataModule):
         self._count(len(self.train[0]), len(self.val[0]))
 
     def train_dataloader(
-        self, epoch: int = 0, start: int = 0, dtype: str = "float32", channels: int = 1
+        self,
+        epoch: int = 0,
+        start: int = 0,
+        dtype: str = "float32",
+        channels: int = 1,
+        group: Group = ALONE,
     ) -> Iterator[Batch]:
-        return self._deal(
-            *self.train, epoch=epoch, start=start, augment=self.augment, dtype=dtype, channels=channels
-        )
-
-    def val_dataloader(self, dtype: str = "float32", channels: int = 1) -> Iterator[Batch]:
-        return self._deal(*self.val, shuffle=False, dtype=dtype, channels=channels)
-
-    def _deal(
-        self, images: NDArray[np.uint8], labels: NDArray[np.uint8], start: int = 0, **options: Any
-    ) -> Iterator[Batch]:
-        batches = ArrayBatches(images, labels, self.batch_size, self.seed, size=self.resize, **options)
+        batches = self._deal(*self.train, epoch=epoch, augment=self.augment, dtype=dtype, channels=channels)
+        batches.group = group
         return read_ahead(batches, start)
+
+    def val_dataloader(
+        self, dtype: str = "float32", channels: int = 1, group: Group = ALONE
+    ) -> Iterator[Batch]:
+        batches = self._deal(*self.val, shuffle=False, dtype=dtype, channels=channels)
+        return read_ahead(batches, min(group.rank, len(batches)), every=group.workers)
+
+    def _deal(self, images: NDArray[np.uint8], labels: NDArray[np.uint8], **options: Any) -> ArrayBatches:
+        return ArrayBatches(images, labels, self.batch_size, self.seed, size=self.resize, **options)
 
 
 def sample() -> Dataset:

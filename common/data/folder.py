@@ -28,6 +28,7 @@ from common.data.module import DataModule
 from common.data.pipeline import Batch, Batches, check_whole, read_ahead
 from common.errors import BadInput, MissingFile
 from common.files import write_atomically
+from common.group import ALONE, Group
 from common.weights import some
 
 if TYPE_CHECKING:
@@ -131,17 +132,26 @@ class ImageFolder(DataModule):
             check_readable(self.val)
 
     def train_dataloader(
-        self, epoch: int = 0, start: int = 0, dtype: str = "float32", channels: int = 3
+        self,
+        epoch: int = 0,
+        start: int = 0,
+        dtype: str = "float32",
+        channels: int = 3,
+        group: Group = ALONE,
     ) -> Iterator[Batch]:
         check_whole("epoch", epoch, 0)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.train))
         batches = FileBatches(self.train, self.batch_size, self.resize, self.normalize, dtype, channels)
         batches.shuffle(order, self.augment, self.seed, epoch)
+        batches.group = group
         return read_ahead(batches, start, THREADS, self.num_workers)
 
-    def val_dataloader(self, dtype: str = "float32", channels: int = 3) -> Iterator[Batch]:
+    def val_dataloader(
+        self, dtype: str = "float32", channels: int = 3, group: Group = ALONE
+    ) -> Iterator[Batch]:
         batches = FileBatches(self.val, self.batch_size, self.resize, self.normalize, dtype, channels)
-        return read_ahead(batches, 0, THREADS, self.num_workers)
+        start = min(group.rank, len(batches))
+        return read_ahead(batches, start, THREADS, self.num_workers, every=group.workers)
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {

@@ -8,6 +8,7 @@ from typing import Any
 
 from common.data.pipeline import Batch, check_augment, check_size, check_whole, count_batches
 from common.errors import BadInput
+from common.group import ALONE, Group
 
 
 class DataModule(ABC):
@@ -67,17 +68,28 @@ class DataModule(ABC):
 
     @abstractmethod
     def train_dataloader(
-        self, epoch: int = 0, start: int = 0, dtype: str = "float32", channels: int = 1
+        self,
+        epoch: int = 0,
+        start: int = 0,
+        dtype: str = "float32",
+        channels: int = 1,
+        group: Group = ALONE,
     ) -> Iterator[Batch]:
         """The batches of an epoch from number `start` on, the same whether or not those before were made.
+
+        Of each, the share of this worker of the group.
 
         Raises:
             ValueError: at once, for bad arguments.
         """
 
     @abstractmethod
-    def val_dataloader(self, dtype: str = "float32", channels: int = 1) -> Iterator[Batch]:
+    def val_dataloader(
+        self, dtype: str = "float32", channels: int = 1, group: Group = ALONE
+    ) -> Iterator[Batch]:
         """The validation batches, in the order of the files.
+
+        Workers take turns: each has whole batches, so that what a batch gives is the same to the bit.
 
         Raises:
             ValueError: at once, for bad arguments.

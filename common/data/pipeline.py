@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.architecture import unknown
 from common.errors import BadInput
+from common.group import ALONE, Group
 
 Batch = tuple[NDArray[np.floating], NDArray[np.int32]]
 
@@ -66,10 +67,14 @@ def crop(images: NDArray, corners: NDArray[np.integer]) -> NDArray:
 
 
 class Batches(Sequence[Batch]):
-    """Images by number, in the order of `order`, so many at a time; a batch is made when it is asked for."""
+    """Images by number, in the order of `order`, so many at a time; a batch is made when it is asked for.
+
+    Of each batch there is the share of a worker of `group`.
+    """
 
     order: NDArray[np.intp]
     batch_size: int
+    group: Group = ALONE
 
     def __len__(self) -> int:
         return count_batches(len(self.order), self.batch_size)
@@ -77,7 +82,7 @@ class Batches(Sequence[Batch]):
     def __getitem__(self, number: int) -> Batch:  # type: ignore[override]  # no slices are asked for
         if not 0 <= number < len(self):
             raise IndexError(number)
-        return self.make(self.order[number * self.batch_size :][: self.batch_size])
+        return self.make(self.group.share(self.order[number * self.batch_size :][: self.batch_size]))
 
     @abstractmethod
     def make(self, chosen: NDArray[np.intp]) -> Batch:
@@ -159,9 +164,9 @@ def batches(*arguments: Any, start: int = 0, **options: Any) -> Iterator[Batch]:
 
 
 def read_ahead(
-    batches: Sequence[Batch], start: int = 0, num_threads: int = 1, num_workers: int = 0
+    batches: Sequence[Batch], start: int = 0, num_threads: int = 1, num_workers: int = 0, every: int = 1
 ) -> Iterator[Batch]:
-    """The batches from number `start` on, got ready before their time by Grain.
+    """The batches from number `start` on, one in `every`, got ready before their time by Grain.
 
     So many threads make them, of this process or of so many others. An error of a batch is raised here, in
     its turn.
@@ -171,17 +176,19 @@ def read_ahead(
     """
     check_start(start, len(batches))
     check_whole("num_workers", num_workers, 0)
-    return _read_ahead(batches, start, num_threads, num_workers)
+    return _read_ahead(batches, start, num_threads, num_workers, every)
 
 
-def _read_ahead(batches: Sequence[Batch], start: int, num_threads: int, num_workers: int) -> Iterator[Batch]:
+def _read_ahead(
+    batches: Sequence[Batch], start: int, num_threads: int, num_workers: int, every: int
+) -> Iterator[Batch]:
     import grain  # takes a second where it finds JAX
     from absl import flags
 
     if start == len(batches):
         return
     ahead = grain.ReadOptions(num_threads, prefetch_buffer_size=num_threads + 1)
-    ready = grain.MapDataset.source(batches)[start:]
+    ready = grain.MapDataset.source(batches)[start::every]
     if num_workers:
         flags.FLAGS.mark_as_parsed()  # Grain reads one of its own, which only an absl program parses
         # Arrays would travel in shared memory, of which containers have little and Grain leaves some behind.

@@ -126,12 +126,17 @@ class Findings:
 
 @dataclass
 class Comparison(Findings):
-    """All that was found in a job."""
+    """All that was found in a job.
+
+    Attributes:
+        workers: for each quantity, how far each backend's workers end from one worker; none where not asked.
+    """
 
     job: Job
     evidence: dict[tuple[str, str], Evidence] = field(default_factory=dict)
     timings: dict[str, Timing] = field(default_factory=dict)
     elsewhere: float | None = None  # share of the cores' time that other programs had during the timing
+    workers: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def distance(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:

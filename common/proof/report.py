@@ -22,6 +22,7 @@ from common.backend import BACKENDS, Backend
 from common.files import write_atomically
 from common.pages import LABELS, console, installed_version, show_backends, show_verdict
 from common.proof.compare import LAYER_BOUNDS, ROUNDS, Comparison, Findings, Spread, quantities
+from common.proof.together import BOUND as WORKERS_BOUND
 from common.proof.verify import BOUNDS, Match
 from common.proof.workers import busy
 from common.summary import Part, Row
@@ -120,6 +121,8 @@ def show(report: Report) -> None:
     show_summary(report.rows)
     for dtype in report.found.deviations:
         terminal.print(_deviation_table(report, dtype, report.bounds))
+    if report.found.workers:
+        terminal.print(_workers_table(report))
     if report.found.timings:
         terminal.print(_timing_table(report))
         if report.busy:
@@ -215,6 +218,22 @@ def _deviation_table(outcome: Outcome, dtype: str, bounds: Mapping[str, Mapping[
     return table
 
 
+def _workers_table(report: Report) -> Table:
+    names = [name for name in report.compared if any(name in row for row in report.found.workers.values())]
+    table = Table(
+        "against one worker",
+        *[LABELS[name] for name in names],
+        "bound",
+        title="Deviations of several workers in float64",
+        box=box.SIMPLE,
+        title_justify="left",
+    )
+    for quantity, by_backend in report.found.workers.items():
+        cells = [_number(by_backend[name], WORKERS_BOUND) for name in names]
+        table.add_row(quantity, *cells, f"{WORKERS_BOUND:.0e}")
+    return table
+
+
 def _timing_table(report: Report) -> Table:
     images = len(report.found.job.x)
     table = Table(
@@ -274,6 +293,10 @@ def results(report: Report) -> dict[str, Any]:
             }
             for dtype, t in found.worst_pairs.items()
         },
+        "workers": {
+            quantity: {name: finite(value) for name, value in by_backend.items()}
+            for quantity, by_backend in found.workers.items()
+        },
         "milliseconds": {
             name: {"forward": round(timing.forward.median, 3), "training_step": round(timing.step.median, 3)}
             for name, timing in found.timings.items()
@@ -300,6 +323,7 @@ def html(report: Report) -> str:
         "proof/report.html.jinja",
         report=report,
         found=report.found,
+        workers_bound=WORKERS_BOUND,
         scientific=lambda value: f"{value:.1e}",
         spread=_spread,
         versions={b.name: installed_version(b) for b in report.chosen if b.installed},

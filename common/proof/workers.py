@@ -24,17 +24,20 @@ BUSY = 0.1  # share of the cores' time that may go to other programs before timi
 class Worker:
     """A fresh process that runs functions one after another.
 
-    What a framework prints there is kept from the terminal; what fails raises here, and of a process that
-    died its last words. With `cores`, it and the thread pools of the framework keep to those: two
-    frameworks that both want every core slow each other down many times over.
+    What is printed there is kept from the terminal; if it `speaks`, only what Python does not print.
+    What fails raises here, and of a process that died its last words. With `cores`, it and the thread pools
+    of the framework keep to those: two frameworks that both want every core slow each other down many times
+    over.
     """
 
-    def __init__(self, cores: set[int] | None = None) -> None:
+    def __init__(self, cores: set[int] | None = None, speaks: bool = False) -> None:
         context = get_context("spawn")
         descriptor, name = tempfile.mkstemp(prefix="resnet-tabs-", suffix=".log")
         os.close(descriptor)
         self._log = Path(name)
-        self._process = ProcessPoolExecutor(1, context, initializer=_settle, initargs=(cores, self._log))
+        self._process = ProcessPoolExecutor(
+            1, context, initializer=_settle, initargs=(cores, self._log, speaks)
+        )
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """The result of an importable function; arguments and result are pickled.
@@ -174,13 +177,15 @@ def _watch(log: Path, remedy: str) -> None:
     log.unlink()
 
 
-def _settle(cores: set[int] | None, log: Path) -> None:
+def _settle(cores: set[int] | None, log: Path, speaks: bool) -> None:
     """Keep to the cores, and send output to a file: frameworks greet at length."""
     if cores:
         os.sched_setaffinity(0, cores)
+    if speaks:  # Python goes on with the terminal; libraries in C++ write to 1
+        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
     with log.open("r+b") as sink:
-        os.dup2(sink.fileno(), 1)
-        os.dup2(sink.fileno(), 2)
+        for descriptor in (1, 2):
+            os.dup2(sink.fileno(), descriptor)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,14 @@ from common.architecture import Architecture
 from common.backend import Model
 from common.data import Batch, DataModule, FashionMNIST
 from common.errors import BadInput, Stopped
+from common.group import ALONE, Group
 from common.oracle import softmax_cross_entropy
+from common.proof.launcher import FINISHING
 from common.training import curves
 from common.training.progress import Progress, show_runs
 from common.training.runs import (
     Checkpoint,
+    Follower,
     Position,
     Record,
     Run,
@@ -35,6 +38,7 @@ from common.training.runs import (
     is_run,
 )
 from common.training.schedules import learning_rate
+from common.weights import tensors_sha256
 
 SAVE_SECONDS = 60.0  # between checkpoints within an epoch
 
@@ -56,16 +60,25 @@ class Metrics:
 
 
 def evaluate(model: Model, batches: Iterable[Batch]) -> Metrics:
-    """Loss and accuracy with running statistics."""
-    loss, among_five = 0.0, 0
+    """Loss and accuracy with running statistics; of a group, each worker brings the batches dealt to it."""
+    losses, among_five = [], 0
     confusion = np.zeros((model.arch.num_classes,) * 2, np.int64)
     for x, y in batches:
         logits = model.predict(x).astype(np.float64)
-        loss += softmax_cross_entropy(logits, y)[0] * len(y)
+        losses.append(softmax_cross_entropy(logits, y)[0] * len(y))
         among_five += int((np.argsort(-logits, 1)[:, :5] == y[:, None]).sum())
         np.add.at(confusion, (y, logits.argmax(1)), 1)
+    loss = sum(_in_turns(model, losses))
+    confusion, among_five = model.sum(confusion).astype(np.int64), int(model.sum(among_five))
     images, correct = int(confusion.sum()), int(np.trace(confusion))
     return Metrics(loss / images, correct / images, images, among_five / images, confusion)
+
+
+def _in_turns(model: Model, losses: list[float]) -> list[float]:
+    """The losses of all batches in their order, so that their sum is that of one worker to the bit."""
+    dealt = np.zeros(int(model.sum(len(losses))))
+    dealt[model.group.rank :: model.group.workers] = losses
+    return model.sum(dealt).tolist()
 
 
 def check_fits(arch: Architecture, data: DataModule) -> None:
@@ -85,6 +98,7 @@ def train(
     resume: bool,
     resume_with: str,
     tensorboard: bool = False,
+    group: Group = ALONE,
 ) -> tuple[Model, Run]:
     """Train a model in a new run, or go on with one, to the end of its last epoch.
 
@@ -94,9 +108,11 @@ def train(
         build: makes the model of a backend, once all that needs no framework has been checked.
         resume_with: what a person types or calls to go on.
         tensorboard: write event files, too.
+        group: the workers of the run, each of which calls this; `build` makes a model of the same group. The
+            first writes, all must see the folder to go on.
 
     Raises:
-        Stopped: on a signal, and when the loss or a weight is not finite.
+        Stopped: on a signal to any worker, and when the loss or a weight is not finite.
         ValueError: if the folder or the settings will not do, or the folder cannot be written any more;
             the last checkpoint stays as it was.
     """
@@ -105,10 +121,11 @@ def train(
     check_fits(Architecture.from_json(settings.architecture), data)
     data.check()
     checkpoint = None
+    kind = Follower if group.rank else Run
     if resume:
-        run, checkpoint = Run.resume(folder, settings, resume_with)
+        run, checkpoint = kind.resume(folder, settings, resume_with)
     else:
-        run = Run.start(folder, settings, resume_with)
+        run = kind.start(folder, settings, resume_with)
     try:
         model = build(settings.backend)
     except BadInput:
@@ -125,18 +142,20 @@ def train(
 
 
 def train_all(
-    build: Callable[[str], Model],
+    train_one: Callable[[Settings, Path, bool], list[Record]],
     names: Sequence[str],
     data: DataModule,
     settings: Settings,
     folder: str | os.PathLike[str],
     resume: bool,
     resume_with: str,
-    tensorboard: bool = False,
 ) -> dict[str, list[Record]]:
     """The same run in one backend after another, each in a folder of its name; then all in one picture.
 
     Returns the history of each. Arguments and errors are those of `train`.
+
+    Args:
+        train_one: trains a run with its own settings in a folder, new or going on; returns its history.
     """
     folder = Path(folder)
     data.check()
@@ -157,12 +176,11 @@ def train_all(
                 print(checkpoint.warning)
         else:
             try:
-                _, run = train(build, data, own, folder / name, going_on, resume_with, tensorboard)
+                histories[name] = train_one(own, folder / name, going_on)
             except BadInput:
                 if not resume and not histories:
                     whole.discard()
                 raise
-            histories[name] = run.history
     if len(finished) == len(names) and (folder / "curves.svg").exists():
         raise BadInput(f"{folder} is finished, all of it; choose another folder")
     curves.draw(folder, histories)
@@ -187,14 +205,22 @@ class _Training:
     ) -> None:
         self.model, self.data, self.run, self.settings = model, data, run, run.settings
         self.position = Position()
+        self.group = model.group
         self.recipe = dataclasses.asdict(self.settings.recipe)
-        self.show = Progress(self.settings, data.num_train_batches)
-        self.stopped: list[int] = []
+        self.show = Progress(self.settings, data.num_train_batches, quiet=self.group.rank > 0)
+        self.signals: list[int] = []  # that came to this worker
+        self.stopped = 0  # the signal that stops all
+        workers = f"{self.group.workers} workers, " if self.group.workers > 1 else ""
         self.show.say(
-            f"{self.settings.backend} on the {self.settings.device}, {self.settings.precision}: "
+            f"{self.settings.backend} on the {self.settings.device}, {workers}{self.settings.precision}: "
             f"{data.num_train:,} training and {data.num_val:,} validation images at "
             f"{data.resize[0]}×{data.resize[1]} from {data.source}; writing to {run.folder}"
         )
+        if self.group.copies(data.batch_size) > 1:
+            self.show.say(
+                f"{data.batch_size} images a step do not divide by {self.group.workers}: every worker "
+                "computes all of them; choose a batch size that divides"
+            )
         if checkpoint:
             if checkpoint.warning:
                 self.show.say(checkpoint.warning)
@@ -203,10 +229,11 @@ class _Training:
             if self.position.step:
                 model.load_optimizer_state(checkpoint.state, **self.recipe)
             self.show.say(f"going on after step {self.position.step}")
-        else:
+        self.check_same()
+        if not checkpoint:
             self.save()
         self.writer = None
-        if tensorboard:
+        if tensorboard and not self.group.rank:
             events = str(run.folder / "tensorboard")
             self.writer = _summary_writer()(events, purge_step=self.position.step + 1)
         self.saved_at = time.perf_counter()
@@ -214,7 +241,7 @@ class _Training:
     def go(self) -> None:
         """Train from the position to the end."""
         try:
-            with _signals(self.stopped), self.show:
+            with _signals(self.signals), self.show:
                 while self.position.epoch < self.settings.epochs:
                     self.train_epoch()
                     self.validate()
@@ -226,19 +253,33 @@ class _Training:
             if self.writer:
                 self.writer.close()
 
+    def check_same(self) -> None:
+        """Raise `Stopped` unless all workers begin from the same weights, state and position."""
+        if self.group.workers == 1:
+            return
+        what = self.model.weights() | {f"state.{n}": a for n, a in self.model.optimizer_state().items()}
+        digest = int(tensors_sha256(what)[:8], 16) + self.position.step
+        if self.model.sum(digest) != digest * self.group.workers:
+            raise Stopped(
+                "the workers have different checkpoints; copy the run's folder from worker 0 to all"
+            )
+
     def train_epoch(self) -> None:
         """The rest of the epoch's training batches."""
-        position, channels = self.position, self.run.arch.in_channels
-        batches = self.data.train_dataloader(position.epoch, position.batch, self.model.dtype, channels)
+        position, options = self.position, {"group": self.group} if self.group.workers > 1 else {}
+        channels = self.run.arch.in_channels
+        batches = self.data.train_dataloader(
+            position.epoch, position.batch, self.model.dtype, channels, **options
+        )
         self.tick = time.perf_counter()
         begun = None  # looked at once the next step is on its way, so that no device waits
         for number, (x, y) in enumerate(batches, position.step):
             lr = learning_rate(self.settings, number, self.data.num_train_batches)
             found = self.model.begin_step(x, y, lr, **self.recipe)
-            before, begun = begun, Step(found, lr, len(y))
+            before, begun = begun, Step(found, lr, self.whole(number, len(y)))
             if before:
                 self.finish(before)
-            if self.stopped or time.perf_counter() - self.saved_at > SAVE_SECONDS:
+            if self.is_stopped() or time.perf_counter() - self.saved_at > SAVE_SECONDS:
                 self.finish(begun)
                 begun = None
                 self.save()
@@ -247,10 +288,18 @@ class _Training:
         if begun:
             self.finish(begun)
 
+    def whole(self, step: int, images: int) -> int:
+        """How many images the batch of a step has, of which this worker has so many."""
+        if self.group.workers == 1:
+            return images
+        first = step % self.data.num_train_batches * self.data.batch_size
+        return min(self.data.batch_size, self.data.num_train - first)
+
     def finish(self, step: Step) -> None:
         """Wait for a step, and note how it went."""
         position = self.position
         loss, correct = step.found()
+        correct //= self.group.copies(step.images)
         if not math.isfinite(loss):
             raise Stopped(
                 f"the loss of step {position.step + 1} is {loss}: the run has diverged; "
@@ -295,8 +344,17 @@ class _Training:
         self.show.epoch(self.run.history[-1])
         self.position = position.next_epoch(found.accuracy)
         self.save()
-        curves.draw(self.run.folder, {self.settings.backend: self.run.history})
+        if not self.group.rank:
+            curves.draw(self.run.folder, {self.settings.backend: self.run.history})
+        self.is_stopped()
         self.stop_if_asked()
+
+    def is_stopped(self) -> bool:
+        """Whether a signal has come to any worker; all ask after the same step, and get the same answer."""
+        number = self.signals[0] if self.signals else 0
+        numbers, workers = self.model.sum([number, bool(number)])
+        self.stopped = int(numbers / workers) if workers else 0
+        return self.stopped > 0
 
     def log(self, **record: Any) -> None:
         """A line of history, and the same numbers for TensorBoard."""
@@ -314,14 +372,16 @@ class _Training:
 
     def evaluate(self) -> Metrics:
         """Loss and accuracy on the validation images, unless a signal comes."""
-        batches = self.data.val_dataloader(self.model.dtype, self.run.arch.in_channels)
-        shown = self.show.validating(self.until_stopped(batches), self.data.num_val_batches)
-        return evaluate(self.model, shown)
+        options = {"group": self.group} if self.group.workers > 1 else {}
+        batches = self.data.val_dataloader(self.model.dtype, self.run.arch.in_channels, **options)
+        count = -(-self.data.num_val_batches // self.group.workers)
+        return evaluate(self.model, self.show.validating(self.until_stopped(batches), count))
 
     def until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, unless a signal comes."""
+        """The batches, unless a signal comes; several workers, who have different batches, finish them."""
         for batch in batches:
-            self.stop_if_asked()
+            if self.group.workers == 1 and self.is_stopped():
+                self.stop_if_asked()
             yield batch
 
     def stop_if_asked(self) -> None:
@@ -329,7 +389,7 @@ class _Training:
         if self.stopped and self.position.epoch < self.settings.epochs:
             raise Stopped(
                 f"stopped after step {self.position.step}; go on with: {self.run.resume_with}",
-                exit_code=128 + self.stopped[0],
+                exit_code=128 + self.stopped,
             )
 
 
@@ -354,7 +414,7 @@ def _signals(stopped: list[int]) -> Iterator[None]:
         stopped.append(number)
         for each, handler in at_once.items():
             signal.signal(each, handler)
-        os.write(1, b"\nfinishing this step and saving; once more stops at once\n")
+        os.write(1, FINISHING)
 
     before = {each: signal.signal(each, note) for each in at_once}
     try:

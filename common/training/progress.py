@@ -66,11 +66,11 @@ def _clock(seconds: float) -> str:
 
 
 class Progress:
-    """Shows a run on standard output, between entering and leaving it."""
+    """Shows a run on standard output, between entering and leaving it; nothing if `quiet`."""
 
-    def __init__(self, settings: Settings, num_batches: int) -> None:
+    def __init__(self, settings: Settings, num_batches: int, quiet: bool = False) -> None:
         self.epochs, self.num_batches = settings.epochs, num_batches
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, quiet=quiet)
         self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -397,6 +397,33 @@ class Run:
         return Checkpoint(weights, state, position, name, metadata.get("history_sha256", ""))
 
 
+class Follower(Run):
+    """A run as a worker that is not the first has it: it reads, and leaves the writing to the first."""
+
+    @classmethod
+    def start(cls, folder: str | os.PathLike[str], settings: Settings, resume_with: str) -> Follower:
+        return cls(folder, settings, resume_with)
+
+    @classmethod
+    def resume(
+        cls, folder: str | os.PathLike[str], settings: Settings, resume_with: str
+    ) -> tuple[Run, Checkpoint | None]:
+        cls.check_settings(folder, settings)
+        return cls.load(folder, resume_with)
+
+    def discard(self) -> None:
+        pass
+
+    def log(self, record: Record) -> None:
+        self._add(record)
+
+    def save(self, weights: Weights, state: Weights, position: Position) -> None:
+        self._check_finite(weights, position)
+
+    def _save_weights(self, name: str, weights: Weights, position: Position) -> None:
+        self._check_finite(weights, position)
+
+
 def is_run(folder: str | os.PathLike[str]) -> bool:
     """Whether a training run lies in this folder."""
     return (Path(folder) / "run.json").is_file()

@@ -11,11 +11,13 @@ from rich.console import Console
 
 from common.backend import Model, load_backend
 from common.data import DataModule
+from common.data.pipeline import check_whole
 from common.errors import BadInput
 from common.recipe import Recipe
 from common.training.loop import train
 from common.training.runs import Record, Settings, new_folder, read_settings
 from common.training.starting import check_begun, pretrained
+from common.training.together import Job, train_together
 
 
 class Trainer:
@@ -26,7 +28,8 @@ class Trainer:
 
     Args:
         max_epochs: passes over the training images.
-        num_gpus: 1 trains on the GPU where there is one, and says so where there is none.
+        num_gpus: so many train, a process for each; where there is none, the CPU does, and it is said. From 2
+            on, a script needs `if __name__ == "__main__":` around its lines, as for any process it starts.
         momentum, weight_decay, schedule, warmup_epochs: as in `resnet-tabs train`.
         label_smoothing, no_decay_norm, lr_backbone, freeze, ema: as in `common.recipe.Recipe`.
         weights: a checkpoint, converted or ours, to start from; where it has another number of classes, all
@@ -61,8 +64,7 @@ class Trainer:
         resume: bool = False,
         tensorboard: bool = False,
     ) -> None:
-        if num_gpus not in (0, 1):
-            raise BadInput(f"num_gpus must be 0 or 1, not {num_gpus}")
+        check_whole("num_gpus", num_gpus, 0)
         if resume and out is None:
             raise BadInput("resume=True needs out, the folder of the run to go on with")
         self.max_epochs, self.num_gpus = max_epochs, num_gpus
@@ -104,10 +106,20 @@ class Trainer:
             **data.settings(),
         )
         again = f"Trainer(..., out={str(folder)!r}, resume=True).fit(model, data)"
-        self.model, run = train(
-            lambda _: wrapped, data, settings, folder, self.resume, again, self.tensorboard
-        )
-        self.history: list[Record] = run.history
+        workers = self._workers(wrapped)
+        self.history: list[Record]
+        if workers > 1:
+            start = wrapped.weights()
+            job = Job(data, settings, folder, self.resume, again, self.tensorboard, start)
+            weights, self.history = train_together(workers, job)
+            wrapped.load_weights(weights)
+        else:
+            _, run = train(lambda _: wrapped, data, settings, folder, self.resume, again, self.tensorboard)
+            self.history = run.history
+        self.model = wrapped
+
+    def _workers(self, model: Model) -> int:
+        return self.num_gpus if model.device == "gpu" else 1
 
     def _wrap(self, model: Any) -> Model:
         backend = load_backend(self.backend)

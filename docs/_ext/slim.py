@@ -1,11 +1,13 @@
-"""Pages without marks that nobody sees: a tenth of a page, on a site that shall fit on any stick.
+"""Pages without what nobody sees: a tenth of a page, on a site that shall fit on any stick.
 
-Pygments marks every plain name and bracket, and docutils every word of a literal.
+Pygments marks every plain name and bracket, and docutils every word of a literal. The theme brings maps of
+its own source.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -19,7 +21,14 @@ def slim(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any],
         context["body"] = UNSEEN.sub(r"\1", context["body"])
 
 
+def drop_maps(app: Sphinx, exception: Exception | None) -> None:
+    """Take the theme's maps out of the built site."""
+    for path in Path(app.outdir).rglob("*.map"):
+        path.unlink()
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Do so before a page is written."""
+    """Do so before a page is written, and at the end."""
     app.connect("html-page-context", slim)
+    app.connect("build-finished", drop_maps)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

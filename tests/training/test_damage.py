@@ -16,18 +16,17 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from common import initial_weights, load_checkpoint, training
-from common.backend import load_backend
+from common import load_checkpoint, training
 from common.cli.options import open_checkpoint
 from common.errors import BadInput, Stopped
 from common.training import curves
 from common.training.progress import show_runs
-from common.training.runs import Checkpoint, Position, Record, Run, read_history
+from common.training.runs import Checkpoint, Position, Record, Run, Settings, read_history
 from common.weights import Weights, load_metadata, tensors_sha256
 from tests.damage import flips
 from tests.helpers import one_line
 from tests.test_files import no_links
-from tests.training.running import TINY, Once, assert_identical, settings, tiny_data, train, without_times
+from tests.training.running import Once, assert_identical, settings, tiny_data, train, without_times
 
 pytestmark = pytest.mark.usefixtures("sample_only")
 
@@ -318,16 +317,14 @@ def test_a_gap_in_a_finished_run_is_said(tmp_path: Path, capsys: pytest.CaptureF
     data = tiny_data(limit_train=16)
     run = settings("all", data, epochs=1)
 
-    def new_model(name: str) -> Any:
-        model = load_backend(name).build(TINY, "float32")
-        model.load_weights(initial_weights(TINY))
-        return model
+    def train_one(own: Settings, folder: Path, resume: bool) -> list[dict[str, Any]]:
+        return train(own, data, folder, resume)[1].history
 
-    training.train_all(new_model, ["oracle"], data, run, tmp_path, False, "")
+    training.train_all(train_one, ["oracle"], data, run, tmp_path, False, "")
     path = tmp_path / "oracle" / "history.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     capsys.readouterr()
-    training.train_all(new_model, ["oracle"], data, run, tmp_path, True, "")
+    training.train_all(train_one, ["oracle"], data, run, tmp_path, True, "")
     assert f"{path} has no line of step 1 (" in capsys.readouterr().out
 
 

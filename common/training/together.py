@@ -1,0 +1,104 @@
+"""A run by several workers: on this machine, or as one of those that meet at a coordinator."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from common.architecture import Architecture
+from common.backend import Model, load_backend
+from common.data import DataModule
+from common.errors import BadInput, Stopped
+from common.group import ALONE, Group
+from common.proof.launcher import WorkerLost, launch
+from common.proof.meeting import Seat, meeting
+from common.training.loop import train
+from common.training.runs import Record, Run, Settings
+from common.training.starting import check_begun
+from common.weights import Weights, initial_weights
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to train, as any process can be given it. The fields are arguments of `train`.
+
+    Attributes:
+        weights: that a new run starts from; None draws them from the seed.
+    """
+
+    data: DataModule
+    settings: Settings
+    folder: Path
+    resume: bool
+    resume_with: str
+    tensorboard: bool = False
+    weights: Weights | None = None
+
+    def train(self, group: Group = ALONE) -> tuple[Model, Run]:
+        """Train it here, as one of a group."""
+        return train(
+            lambda name: self.build(name, group),
+            self.data,
+            self.settings,
+            self.folder,
+            self.resume,
+            self.resume_with,
+            self.tensorboard,
+            group,
+        )
+
+    def build(self, name: str, group: Group) -> Model:
+        """The model as the run begins."""
+        run = self.settings
+        if run.weights and self.weights is None:
+            check_begun(self.folder)
+        network = Architecture.from_json(run.architecture)
+        model = load_backend(name).build(network, run.precision, run.device, run.compile, group)
+        model.load_weights(self.weights or initial_weights(network, run.seed))
+        return model
+
+
+def train_together(workers: int, job: Job) -> tuple[Weights, list[Record]]:
+    """Train it in so many processes on this machine; returns its weights and history.
+
+    Raises:
+        Stopped: as `train`, and if a worker is lost.
+        ValueError: as `train`.
+    """
+    check_joins(job.settings.backend)
+    try:
+        return launch(workers, train_seated, job)
+    except WorkerLost as error:
+        kept = Run(job.folder, job.settings, "").kept()
+        raise Stopped(f"{error}; {kept}; go on with: {job.resume_with}") from None
+
+
+def train_seated(seat: Seat, job: Job) -> tuple[Weights, list[Record]]:
+    """Train it as one of the workers that meet at the seat's coordinator.
+
+    Raises:
+        Stopped, ValueError: as `train`; if the workers do not meet, or are not about to do the same.
+    """
+    check_joins(job.settings.backend)
+    fields = dataclasses.asdict(job.settings) | {"classes": ""}  # for which `data` speaks
+    about = {name: str(value) for name, value in fields.items()}
+    packages = ("resnet-tabs", *load_backend(job.settings.backend).packages)
+    with meeting(seat, {name: _version(name) for name in packages} | about) as group:
+        model, run = job.train(group)
+        weights = {} if seat.rank else model.weights()
+        return weights, run.history
+
+
+def check_joins(backend: str) -> None:
+    """Raise `ValueError` unless this backend can train on several workers."""
+    if backend == "oracle":
+        raise BadInput("the oracle trains with one worker; choose a framework, or leave --workers out")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,209 @@
+"""Several workers: the run of one, whatever their number; and what becomes of it when one dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from common import initial_weights, load_checkpoint, training
+from common.backend import BACKENDS
+from common.proof import compare as comparing
+from common.proof import together
+from common.training.runs import Record, read_history
+from common.training.together import Job, train_together
+from common.weights import Weights, is_statistic
+from tests.cli.commands import run, wait_for
+from tests.helpers import deviation
+from tests.proof.helpers import evidence_of
+from tests.training.running import SMALL, TINY, assert_identical, losses, settings, tiny_data, without_times
+
+EXACT = 1e-12  # float64: weights, running statistics, losses
+SOON = 30  # seconds within which all ends
+
+Found = tuple[Weights, list[Record]]
+
+
+def job(backend: str, folder: Path, resume: bool = False) -> Job:
+    """Four epochs of five batches, the last of three images, which no number of workers divides."""
+    data = tiny_data(limit_train=35)
+    run = settings(backend, data, SMALL, epochs=4, precision="float64")
+    return Job(data, run, folder, resume, "the command")
+
+
+@cache
+def alone(backend: str, folder: Path) -> Found:
+    model, run = job(backend, folder / backend).train()
+    return model.weights(), run.history
+
+
+@cache
+def two(backend: str, folder: Path) -> Found:
+    return train_together(2, job(backend, folder / f"{backend}-2"))
+
+
+@pytest.fixture(scope="module")
+def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def assert_same_run(found: Found, expected: Found) -> None:
+    (weights, history), (expected_weights, expected_history) = found, expected
+    statistics = [name for name in weights if is_statistic(name)]
+    assert deviation(weights, expected_weights) <= EXACT
+    assert deviation(*({n: w[n] for n in statistics} for w in (weights, expected_weights))) <= EXACT
+    assert deviation(losses(history), losses(expected_history)) <= EXACT
+    assert len(history) == len(expected_history) == 24
+    for record, other in zip(history, expected_history, strict=True):
+        for name in ("accuracy", "train_accuracy", "val_accuracy"):
+            assert record.get(name) == other.get(name)
+        for name in ("train_loss", "val_loss"):
+            assert record.get(name, 0) == pytest.approx(other.get(name, 0), rel=EXACT)
+
+
+def test_two_workers_are_one(backend: str, module_folder: Path) -> None:
+    found = two(backend, module_folder)
+    assert_same_run(found, alone(backend, module_folder))
+    assert_same_run(found, alone("oracle", module_folder))
+    assert_identical(found[0], load_checkpoint(module_folder / f"{backend}-2" / "last.safetensors")[1])
+
+
+def test_four_workers_are_one(backend: str, module_folder: Path, tmp_path: Path) -> None:
+    found = train_together(4, job(backend, tmp_path / "run"))
+    assert_same_run(found, alone(backend, module_folder))
+    assert_same_run(found, alone("oracle", module_folder))
+
+
+def test_two_workers_again_are_the_same_to_the_bit(backend: str, module_folder: Path, tmp_path: Path) -> None:
+    found, again = two(backend, module_folder), train_together(2, job(backend, tmp_path / "run"))
+    assert_identical(found[0], again[0])
+    assert without_times(found[1]) == without_times(again[1])
+
+
+LAUNCHED = """
+import sys
+from pathlib import Path
+from common.errors import Stopped
+from common.training.together import train_together
+from tests.scale.test_together import job
+
+if __name__ == "__main__":
+    try:
+        train_together(2, job(sys.argv[1], Path(sys.argv[2]), resume=len(sys.argv) > 3))
+    except Stopped as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+"""
+
+
+def launched(backend: str, folder: Path, *resume: str) -> subprocess.Popen[str]:
+    """The same run in a launcher of its own."""
+    program = folder.parent / "launched.py"
+    program.write_text(LAUNCHED)
+    return subprocess.Popen(
+        [sys.executable, program, backend, folder, *resume],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def workers_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(launcher.pid).children()
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_a_worker_that_is_killed_ends_all_and_the_run_goes_on_to_the_same_bit(
+    backend: str, module_folder: Path, tmp_path: Path
+) -> None:
+    launcher = launched(backend, tmp_path / "run")
+    wait_for(tmp_path / "run", 8, launcher)
+    workers = workers_of(launcher)
+    assert len(workers) == 2
+    everybody = psutil.Process(launcher.pid).children(recursive=True)
+    workers[1].kill()
+    killed_at = time.monotonic()
+    _, said = launcher.communicate(timeout=SOON)
+    _, alive = psutil.wait_procs(everybody, timeout=SOON - (time.monotonic() - killed_at))
+    assert not alive
+    assert launcher.returncode == 1
+    assert said.count("\n") == 1
+    assert re.match("worker [01] was killed by signal 9: ", said)
+    assert "has the checkpoint of step" in said and "go on with: the command" in said
+
+    going_on = launched(backend, tmp_path / "run", "resume")
+    assert going_on.wait(timeout=120) == 0, going_on.communicate()
+    found = load_checkpoint(tmp_path / "run" / "last.safetensors")[1], read_history(tmp_path / "run")
+    expected = two(backend, module_folder)
+    assert_identical(found[0], expected[0])
+    assert without_times(found[1]) == without_times(expected[1])
+
+
+def test_a_signal_to_one_worker_stops_all_after_the_same_step(
+    backends: list[str], module_folder: Path, tmp_path: Path
+) -> None:
+    backend = backends[0]
+    launcher = launched(backend, tmp_path / "run")
+    wait_for(tmp_path / "run", 8, launcher)
+    workers_of(launcher)[1].send_signal(signal.SIGTERM)
+    _, said = launcher.communicate(timeout=SOON)
+    assert launcher.returncode == 128 + signal.SIGTERM
+    steps = [record for record in read_history(tmp_path / "run") if record["event"] == "step"]
+    assert said == f"stopped after step {len(steps)}; go on with: the command\n"
+
+    model, one = job(backend, tmp_path / "run", resume=True).train()  # the number of workers may change
+    assert_same_run((model.weights(), one.history), alone(backend, module_folder))
+
+
+def test_a_trainer_of_two_gpus_is_two_workers(
+    backends: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shown on the CPU: what there is of GPUs decides only whether."""
+    monkeypatch.setattr(training.Trainer, "_workers", lambda trainer, model: trainer.num_gpus)
+    package = __import__(BACKENDS[backends[0]].module.split(".")[0])
+    data = tiny_data(augment=())
+    found = []
+    for workers in (1, 2):
+        trainer = package.Trainer(max_epochs=2, num_gpus=workers, out=tmp_path / str(workers))
+        trainer.fit(package.ResNet(((1, 4), (1, 8)), lr=0.01), data)
+        found.append((trainer.model.weights(), losses(trainer.history)))
+    assert deviation(found[1][0], found[0][0]) <= 1e-4
+    assert deviation(found[1][1], found[0][1]) <= 1e-5
+
+
+def test_a_network_is_proven_the_same_on_two_workers(backends: list[str], tmp_path: Path) -> None:
+    small = ["--input-shape", "1,32,32", "--dtype", "float64", "--steps", "2", "--out", tmp_path]
+    done = run("compare", "resnet18", "--backends", backends[0], *small, "--workers", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "weights, 2 steps on, 2 workers" in " ".join(done.stdout.split())
+    workers = json.loads((tmp_path / "results.json").read_text())["workers"]
+    assert set(workers) == {f"{what}, 2 steps on, 2 workers" for what in ("weights", "running statistics")}
+    for by_backend in workers.values():
+        assert by_backend[backends[0]] <= EXACT
+    assert 'id="workers"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_workers_that_differ_are_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    weights = initial_weights(TINY)
+    work = comparing.Job(TINY, weights, generator.random((2, 1, 32, 32)), np.array([3, 1]), steps=2)
+    found = comparing.Comparison(work)
+    found.evidence["torch", "float64"] = evidence_of(work)
+    other = found.evidence["torch", "float64"].trained | {"b1.bn.running_mean": np.ones(4)}
+    monkeypatch.setattr(together, "launch", lambda *arguments: other)
+    together.compare_workers(found, ["oracle", "torch"], 2)
+    assert found.workers["weights, 2 steps on, 2 workers"] == {"torch": 0.0}
+    (line,) = found.differences
+    assert line.startswith("torch: running statistics, 2 steps on, 2 workers")
+    assert not found.agree
