@@ -25,6 +25,8 @@ from common.recipe import PLAIN, Recipe
 from common.summary import Row, summary_rows
 from common.weights import Weights, check_tensors, check_weights, initial_weights
 
+DTYPES = ("float32", "float64", "bfloat16", "tf32")
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -43,13 +45,19 @@ class Evaluation:
     running: Weights
 
 
+def array_type(dtype: str) -> str:
+    """The type of the arrays of a model of one of `DTYPES`: "float32" or "float64"."""
+    return "float64" if dtype == "float64" else "float32"
+
+
 class Model(ABC):
     """A network in one framework. Public methods check and convert; a backend fills in the rest.
 
     Args:
         arch: the network.
         dtype: one of `dtypes`. In "bfloat16" products are computed in bfloat16; weights, running
-            statistics, the loss and all arrays in and out stay float32 (Micikevicius et al. 2018).
+            statistics, the loss and all arrays in and out stay float32 (Micikevicius et al. 2018). "tf32" is
+            float32 whose products a GPU may round to TF32, as it does to be fast.
         device: "cpu" or "gpu".
         group: the workers that train this network together, one in each process; by default this one alone.
 
@@ -61,9 +69,12 @@ class Model(ABC):
     def __init__(self, arch: Architecture, dtype: str, device: str, group: Group = ALONE) -> None:
         if dtype not in self.dtypes:
             raise BadInput(f"no {dtype} in this backend; give {' or '.join(self.dtypes)}")
+        if dtype == "tf32" and device != "gpu":
+            raise BadInput("only a GPU has tf32; give float32, or device gpu")
         self.arch = arch
-        self.dtype = "float32" if dtype == "bfloat16" else dtype  # of the arrays
+        self.dtype = array_type(dtype)
         self.bfloat16 = dtype == "bfloat16"
+        self.tf32 = dtype == "tf32"
         self.device = device
         self.group = group
         self._is_new = True  # without weights, until some are loaded or needed
@@ -339,8 +350,8 @@ class Backend:
         Raises:
             ValueError: for an unknown dtype or device, a GPU that is not there, or a compiler that is not.
         """
-        if dtype not in ("float32", "float64", "bfloat16"):
-            raise BadInput(f"unknown dtype {dtype!r}; give float32, float64 or bfloat16")
+        if dtype not in DTYPES:
+            raise BadInput(f"unknown dtype {dtype!r}; give {', '.join(DTYPES)}")
         if device not in ("cpu", "gpu"):
             raise BadInput(f"unknown device {device!r}; give cpu or gpu")
         together = {"group": group} if group.workers > 1 else {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from common.errors import BadInput
+
 
 class Row(Protocol):
     """What has a length and can be cut: an array, a list."""
@@ -35,6 +37,11 @@ class Group:
         """Which it is of the workers on its own host."""
         hosts = [address.rpartition(":")[0] for address in self.addresses]
         return hosts[: self.rank].count(hosts[self.rank]) if hosts else 0
+
+    def check_gpus(self, gpus: int) -> None:
+        """Raise `ValueError` unless each worker of this host has one of its so many GPUs."""
+        if self.local_rank >= gpus:
+            raise BadInput(f"there are more workers than this host's {gpus} GPUs; give --workers {gpus}")
 
     def share(self, batch: R) -> R:
         """This worker's rows of a batch.

@@ -65,6 +65,14 @@ def installed_version(backend: Backend) -> str:
         return version(named[0]) if named else "unknown version"
 
 
+def own_version() -> str:
+    """The version of this project."""
+    try:
+        return version("resnet-tabs")
+    except PackageNotFoundError:  # run from a folder of its source
+        return "unknown version"
+
+
 def render(template: str, **values: Any) -> str:
     """A page as one file that needs nothing else, from a template in this package."""
     from jinja2 import Environment, PackageLoader, StrictUndefined

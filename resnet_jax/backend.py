@@ -1,6 +1,7 @@
 """The contract under JAX: NumPy in, NumPy out."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any
 
@@ -34,7 +35,7 @@ from resnet_jax.training import (
 class Model(contract.Model):
     """A ResNet in JAX under the contract."""
 
-    dtypes = ("float32", "float64", "bfloat16")
+    dtypes = ("float32", "float64", "bfloat16", "tf32")
 
     def __init__(
         self,
@@ -50,7 +51,9 @@ class Model(contract.Model):
         else:
             self._device = _find_device(device)
             self._whole = self._split = SingleDeviceSharding(self._device)
-        self._net = (net or ResNet(arch)).clone(training=True, dtype=jnp.dtype(dtype))
+        self._net = (net or ResNet(arch)).clone(
+            training=True, dtype=jnp.bfloat16 if self.bfloat16 else jnp.dtype(self.dtype)
+        )
         self._state: TrainState  # with the first weights
 
     @property
@@ -153,8 +156,12 @@ class Model(contract.Model):
             self._average = self._tree(weights)
 
     def _precision(self) -> Any:
-        """JAX knows float64 only where it is switched on; on here, and nowhere else."""
-        return jax.enable_x64(self.dtype == "float64")
+        """JAX knows float64 only where it is switched on; on here, and nowhere else. So is TF32."""
+        stack = ExitStack()
+        stack.enter_context(jax.enable_x64(self.dtype == "float64"))
+        if self.tf32:
+            stack.enter_context(jax.default_matmul_precision("tensorfloat32"))
+        return stack
 
     def _images_in(self, x: NDArray) -> jax.Array:
         """(N, C, H, W) → (N, H, W, C), on the device."""

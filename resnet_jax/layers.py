@@ -17,8 +17,13 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # (Glorot and Bengio 2010, equation 16); biases are 0 everywhere.
 _glorot = nn.initializers.glorot_uniform()
 
-# Trap: on a GPU, JAX rounds float32 products to TF32, ten bits of mantissa, unless told "highest".
-_precise = lax.Precision.HIGHEST
+
+def _precise() -> lax.Precision | None:
+    """Trap: on a GPU, JAX rounds float32 products to TF32, ten bits of mantissa, unless told "highest".
+
+    What the caller has chosen with `jax.default_matmul_precision` stays.
+    """
+    return None if jax.config.jax_default_matmul_precision else lax.Precision.HIGHEST
 
 
 def convolve(
@@ -55,7 +60,7 @@ def Conv(features: int, kernel_size: tuple[int, int], padding: int | str = 0, **
         kernel_size,
         padding=_pads(kernel_size) if padding == "symmetric" else padding,
         kernel_init=_glorot,
-        precision=_precise,
+        precision=_precise(),
         conv_general_dilated=convolve,
         **options,
     )
@@ -65,7 +70,10 @@ def _pads(kernel_size: tuple[int, int]) -> list[tuple[int, int]]:
     return [(size // 2, size // 2) for size in kernel_size]
 
 
-Dense = partial(nn.Dense, kernel_init=_glorot, precision=_precise)
+def Dense(features: int, **options: Any) -> nn.Dense:
+    """Fully connected layer over (N, C)."""
+    return nn.Dense(features, kernel_init=_glorot, precision=_precise(), **options)
+
 
 # Trap: Flax's running statistics keep 0.99 of the old value, and its "fast" variance
 # E[x²] − E[x]² cancels where the mean is large.

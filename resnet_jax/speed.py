@@ -14,9 +14,15 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from common.architecture import Architecture, Block
+from common.backend import array_type
 from common.layout import nhwc
 
 LABEL = "Flax's ImageNet example"
+
+
+def precision(dtype: str) -> str:
+    """Of the products of float32 on a GPU."""
+    return "tensorfloat32" if dtype == "tf32" else "highest"
 
 
 class Reference:
@@ -25,17 +31,17 @@ class Reference:
     Args:
         name: of the network.
         arch: its stages, channels and classes.
-        dtype: "float32", "float64" or "bfloat16".
+        dtype: "float32", "float64", "bfloat16" or "tf32".
         device: "cpu" or "gpu".
         compile: JAX always does.
     """
 
     def __init__(self, name: str, arch: Architecture, dtype: str, device: str, compile: bool = True) -> None:
         self._device = jax.devices(device)[0]
-        self._type = "float32" if dtype == "bfloat16" else dtype
+        self._type = array_type(dtype)
         self._x64 = dtype == "float64"
-        self._precision = "highest" if device == "gpu" else None
-        self._net = Example(arch, jnp.dtype(dtype))
+        self._precision = precision(dtype) if device == "gpu" else None
+        self._net = Example(arch, jnp.dtype(dtype.replace("tf32", "float32")))
         self._state: list[Any] = []
         self._momentum = 0.0
 
@@ -128,8 +134,8 @@ def infer(net: Example, params: Any, batch_stats: Any, X: Array) -> Any:
 def matrix_product(size: int, dtype: str, device: str) -> Callable[[], None]:
     """A function that multiplies two size × size matrices once, and waits for the result."""
     with jax.enable_x64(dtype == "float64"):
-        A = jax.device_put(jnp.ones((size, size), dtype), jax.devices(device)[0])
-        product = jax.jit(partial(jnp.matmul, precision="highest"))
+        A = jax.device_put(jnp.ones((size, size), dtype.replace("tf32", "float32")), jax.devices(device)[0])
+        product = jax.jit(partial(jnp.matmul, precision=precision(dtype)))
 
     def multiply() -> None:
         with jax.enable_x64(dtype == "float64"):

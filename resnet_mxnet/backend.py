@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import mxnet as mx
 import numpy as onp
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 import common.backend as contract
 from common.architecture import Architecture
-from common.errors import BadInput
+from common.errors import BadInput, end_process
 from common.group import ALONE, Group
 from common.recipe import Recipe
 from common.weights import Weights, is_statistic
@@ -35,7 +37,7 @@ class Model(contract.Model):
     ) -> None:
         super().__init__(arch, dtype, device, group)
         if device == "gpu" and not mx.context.num_gpus():
-            raise BadInput("MXNet sees no GPU; use device cpu, or install one of mxnet-cu112 to mxnet-cu117")
+            raise BadInput("MXNet sees no GPU; use device cpu, or install a build with CUDA: mxnet-cu112")
         if group.workers > 1:
             join(group, device)
         self._device = mx.gpu(group.local_rank) if device == "gpu" else mx.cpu()
@@ -50,6 +52,8 @@ class Model(contract.Model):
                 self._parameters[name].initialize(mx.init.Zero(), self._device, force_reinit=True)
         else:
             self._net.collect_params().reset_ctx(self._device)
+        if Store.here:
+            Store.here.open(self._parameters.values())
         self._net.hybridize(static_alloc=True)
 
     def _load_weights(self, weights: Weights) -> None:
@@ -139,7 +143,6 @@ import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
 import resnet_mxnet, mxnet.kvstore_server
 """
-_servers: list[subprocess.Popen] = []  # they end with this process, which holds their standard input
 
 
 @cache  # once a process
@@ -149,9 +152,8 @@ def join(group: Group, device: str) -> None:
     Raises:
         ValueError: unless each worker of this host has a GPU of its own.
     """
-    gpus = mx.context.num_gpus()
-    if device == "gpu" and group.local_rank >= gpus:
-        raise BadInput(f"there are more workers than this host's {gpus} GPUs; give --workers {gpus}")
+    if device == "gpu":
+        group.check_gpus(mx.context.num_gpus())
     hosts, ports = zip(*(address.rpartition(":")[::2] for address in group.addresses), strict=True)
     told = {
         "DMLC_PS_ROOT_URI": hosts[0],
@@ -161,16 +163,24 @@ def join(group: Group, device: str) -> None:
         "DMLC_NUM_SERVER": "1",
     }
     if group.rank == 0:
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
         # Trap: OpenMP's threads spin, and would take the worker's cores.
-        told_servers = {**told, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        told_servers = {**told, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         for role in ("scheduler", "server"):
             environment = {**os.environ, **told_servers, "DMLC_ROLE": role}
-            command, quiet = [sys.executable, "-c", SERVE], subprocess.DEVNULL
-            _servers.append(
-                subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)
-            )
+            threading.Thread(target=_serve, args=(role, environment), daemon=True).start()
     os.environ.update(told, DMLC_ROLE="worker")
     Store.here = Store(group.rank, group.workers)
+
+
+def _serve(role: str, environment: dict[str, str]) -> None:
+    """Run the scheduler or the server until the store ends it; without it all workers would wait for good."""
+    command = [sys.executable, "-P", "-c", SERVE]  # -P: not what lies in the folder one is in
+    pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
+    server = subprocess.Popen(command, env=environment, stdin=pipe, stdout=quiet, stderr=pipe, text=True)
+    *_, said = ["it said nothing", *(server.stderr or ())]
+    if server.wait():
+        end_process(f"the {role} of MXNet's parameter server ended: {said.strip()}")
 
 
 def _path(name: str) -> str:

@@ -3,14 +3,46 @@
 MXNet's own package only names these at import, most of them to export them again. They are taken back
 afterwards, so that NumPy is to everybody else what it was. The NumPy interface of MXNet
 (`mxnet.np`), which the d2l chapter uses, is switched on.
+
+A build for GPUs, such as mxnet-cu112, gets CUDA 11 from NVIDIA's packages.
 """
 
+import ctypes
 import importlib
+import importlib.util
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse  # noqa: F401  (MXNet imports it, and it must not see the borrowed names)
+
+from common.errors import BadInput
+
+# In the order in which they need each other.
+_CUDA = {
+    "cuda_runtime": "libcudart.so.11.0",
+    "nvtx": "libnvToolsExt.so.1",
+    "cublas": "libcublas.so.11",
+    "cufft": "libcufft.so.10",
+    "cusolver": "libcusolver.so.11",
+    "curand": "libcurand.so.10",
+    "cuda_nvrtc": "libnvrtc.so.11.2",
+    "nccl": "libnccl.so.2",
+    "cudnn": "libcudnn.so.8",
+}
+
+
+def _load_cuda() -> None:
+    """Trap: MXNet's library finds these only if they are loaded before it."""
+    nvidia = importlib.util.find_spec("nvidia")
+    for folder in (nvidia and nvidia.submodule_search_locations) or ():
+        files = [Path(folder, package, "lib", name) for package, name in _CUDA.items()]
+        if all(file.exists() for file in files):
+            for file in files:
+                ctypes.CDLL(str(file), ctypes.RTLD_GLOBAL)
+            # Trap: on a GPU, float32 products are rounded to TF32, and MXNet has no switch of its own.
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
 
 def _gone(*args: object, **kwargs: object) -> None:
@@ -51,12 +83,18 @@ if "OMP_NUM_THREADS" not in os.environ:
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # NumPy warns about the very names that are lent
     _lent = {name: value for name, value in _REMOVED.items() if not hasattr(np, name)}
+_load_cuda()
 for _name, _value in _lent.items():
     setattr(np, _name, _value)
 try:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=SyntaxWarning)
         importlib.import_module("mxnet").npx.set_np()
+except OSError as error:
+    raise BadInput(
+        f"MXNet's library does not load ({error}); a build for GPUs needs NVIDIA's driver and "
+        'pip install "resnet-tabs[mxnet-gpu]"'
+    ) from None
 finally:
     for _name in _lent:
         delattr(np, _name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
@@ -94,8 +94,23 @@ class Store:
         self.rank, self.workers = rank, workers  # the store's own rank is that of who came first
         self._keys: dict[str, int] = {}
 
+    def open(self, parameters: Iterable[gluon.Parameter]) -> None:
+        """Agree with all workers on what training these parameters adds up.
+
+        Trap: a new key waits for all workers, and they need not trace a network at the same time.
+        """
+        for parameter in parameters:
+            name, shape, dtype = parameter.name, parameter.shape, parameter.dtype
+            if parameter.grad_req == "null":
+                for end in ("", ".back"):
+                    self.slots(name + end, shape, dtype)
+            elif np.dtype(dtype) == np.float64:
+                self.slots(name, shape, dtype)
+            else:
+                self.key(name, shape)
+
     def key(self, name: str, shape: tuple[int, ...]) -> int:
-        """The number the server knows a sum by. A new one waits for all workers."""
+        """The number the server knows a sum by."""
         if name not in self._keys:
             self._keys[name] = len(self._keys)
             self._store.init(self._keys[name], mx.np.zeros(shape))
@@ -184,19 +199,19 @@ class BatchNormOverWorkers(nn.BatchNorm):
         running_mean: mx.np.ndarray,
         running_var: mx.np.ndarray,
     ) -> mx.np.ndarray:
-        mean = self._mean(F, "mean", F.np.mean(X, axis=(0, 2, 3)), running_mean)
+        mean = self._mean(F, self.running_mean, F.np.mean(X, axis=(0, 2, 3)), running_mean)
         centred = X - F.np.reshape(mean, (1, -1, 1, 1))
-        var = self._mean(F, "var", F.np.mean(centred**2, axis=(0, 2, 3)), running_var)
+        var = self._mean(F, self.running_var, F.np.mean(centred**2, axis=(0, 2, 3)), running_var)
         scale = gamma / F.np.sqrt(var + self._kwargs["eps"])
         return centred * F.np.reshape(scale, (1, -1, 1, 1)) + F.np.reshape(beta, (1, -1, 1, 1))
 
-    def _mean(self, F: ModuleType, what: str, own: mx.np.ndarray, running: mx.np.ndarray) -> mx.np.ndarray:
-        """The mean of `own`, (C,), over the workers."""
+    def _mean(
+        self, F: ModuleType, parameter: gluon.Parameter, own: mx.np.ndarray, running: mx.np.ndarray
+    ) -> mx.np.ndarray:
+        """The mean of `own`, (C,), over the workers, which this parameter follows."""
         assert Store.here
-        parameter = self.running_mean
         keys = [
-            Store.here.slots(f"{self.name}.{what}{end}", parameter.shape, parameter.dtype)
-            for end in ("", ".back")
+            Store.here.slots(parameter.name + end, parameter.shape, parameter.dtype) for end in ("", ".back")
         ]
         mean = F.Custom(
             own.as_nd_ndarray(),
@@ -210,9 +225,14 @@ class BatchNormOverWorkers(nn.BatchNorm):
 
 
 def BatchNorm(**options: Any) -> nn.BatchNorm:
-    """Batch norm over the channels of (N, C, H, W), of all workers where there are several."""
+    """Batch norm over the channels of (N, C, H, W), of all workers where there are several.
+
+    Trap: on a GPU, cuDNN's running variance follows n / (n − 1) times the batch's; MXNet's own does not.
+    """
     kind = BatchNormOverWorkers if Store.here else nn.BatchNorm
-    return kind(**{"epsilon": 1e-5, "momentum": 0.9, **options})
+    layer = kind(**{"epsilon": 1e-5, "momentum": 0.9, **options})
+    layer._kwargs["cudnn_off"] = True
+    return layer
 
 
 class TrainerOverWorkers(gluon.Trainer):
@@ -229,10 +249,10 @@ class TrainerOverWorkers(gluon.Trainer):
             if parameter.grad_req != "null":
                 gradient = parameter.grad()
                 if gradient.dtype == np.float64:
-                    key = store.slots(f"gradient.{parameter.name}", gradient.shape, "float64")
+                    key = store.slots(parameter.name, gradient.shape, "float64")
                     gradient[:] = store.sum(key, gradient)
                 else:
-                    store.add_up(store.key(f"gradient.{parameter.name}", gradient.shape), gradient, -i)
+                    store.add_up(store.key(parameter.name, gradient.shape), gradient, -i)
                 gradient /= store.workers
 
 

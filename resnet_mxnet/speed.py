@@ -33,8 +33,7 @@ class Reference:
     def __init__(self, name: str, arch: Architecture, dtype: str, device: str, compile: bool = True) -> None:
         if not hasattr(vision, f"{name}_v1"):
             raise BadInput(f"Gluon's model zoo has no {name}")
-        if dtype == "bfloat16":
-            raise BadInput("no bfloat16 in this backend; give float32 or float64")
+        check_type(dtype)
         self._device = mx.gpu() if device == "gpu" else mx.cpu()
         self._type = dtype
         self._net = getattr(vision, f"{name}_v1")(classes=arch.num_classes)
@@ -67,14 +66,19 @@ class Reference:
         return np.array(array, dtype=dtype, ctx=self._device)
 
 
+def check_type(dtype: str) -> None:
+    """Raise `ValueError` unless MXNet has such products."""
+    if dtype not in ("float32", "float64"):
+        raise BadInput(f"no {dtype} in this backend; give float32 or float64")
+
+
 def matrix_product(size: int, dtype: str, device: str) -> Callable[[], None]:
     """A function that multiplies two size × size matrices once, and waits for the result.
 
     Raises:
         ValueError: if MXNet has no such products.
     """
-    if dtype == "bfloat16":
-        raise BadInput("no bfloat16 in this backend; give float32 or float64")
+    check_type(dtype)
     A = np.ones((size, size), dtype=dtype, ctx=mx.gpu() if device == "gpu" else mx.cpu())
 
     def multiply() -> None:

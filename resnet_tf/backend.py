@@ -37,7 +37,7 @@ class Model(contract.Model):
     computes with copies, made at each use. `keras.models.load_model` under `tf.device` makes them there.
     """
 
-    dtypes = ("float32", "float64", "bfloat16")
+    dtypes = ("float32", "float64", "bfloat16", "tf32")
 
     def __init__(
         self,
@@ -51,11 +51,11 @@ class Model(contract.Model):
         if device == "gpu":
             if not tf.config.list_physical_devices("GPU"):
                 raise BadInput("TensorFlow sees no GPU; use device cpu, or install TensorFlow with CUDA")
-            use_full_float32()
+            use_full_float32(not self.tf32)
         self._device = f"/{device.upper()}:0"
         self._is_new = net is None or not net.built
         self._strategy = join(group, device) if group.workers > 1 else None
-        policy = "mixed_bfloat16" if self.bfloat16 else dtype
+        policy = "mixed_bfloat16" if self.bfloat16 else self.dtype
         with self._scope(), precision(policy), tf.device(self._device):
             self._net = net or ResNet(arch)
             self._net(tf.zeros((1, 32, 32, arch.in_channels), self.dtype))  # one image makes the variables
@@ -197,10 +197,7 @@ def join(group: Group, device: str) -> tf.distribute.Strategy:
     kind = kinds.RING
     if device == "gpu":
         gpus = tf.config.list_physical_devices("GPU")
-        if group.local_rank >= len(gpus):
-            raise BadInput(
-                f"there are more workers than this host's {len(gpus)} GPUs; give --workers {len(gpus)}"
-            )
+        group.check_gpus(len(gpus))
         tf.config.set_visible_devices(gpus[group.local_rank], "GPU")
         kind = kinds.NCCL
     cluster = {"worker": group.addresses}

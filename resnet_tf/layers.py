@@ -213,9 +213,9 @@ def precision(policy: str) -> Iterator[None]:
         keras.config.set_floatx(floatx)
 
 
-def use_full_float32() -> None:
+def use_full_float32(full: bool = True) -> None:
     """Trap: on a GPU, TensorFlow rounds float32 products to TF32, ten bits of mantissa, by default.
 
     The contract calls this for a model on a GPU. Networks used directly need the same line.
     """
-    tf.config.experimental.enable_tensor_float_32_execution(False)
+    tf.config.experimental.enable_tensor_float_32_execution(not full)

@@ -9,6 +9,7 @@ from keras import layers
 from numpy.typing import NDArray
 
 from common.architecture import Architecture, Block
+from common.backend import array_type
 from common.layout import nhwc
 from resnet_tf.layers import precision, use_full_float32
 
@@ -24,16 +25,16 @@ class Reference:
     Args:
         name: of the network.
         arch: its stages, channels and classes.
-        dtype: "float32", "float64" or "bfloat16".
+        dtype: "float32", "float64", "bfloat16" or "tf32".
         device: "cpu" or "gpu".
         compile: Keras always does.
     """
 
     def __init__(self, name: str, arch: Architecture, dtype: str, device: str, compile: bool = True) -> None:
         if device == "gpu":
-            use_full_float32()
+            use_full_float32(dtype != "tf32")
         self._device = f"/{device.upper()}:0"
-        policy = "mixed_bfloat16" if dtype == "bfloat16" else dtype
+        policy = "mixed_bfloat16" if dtype == "bfloat16" else array_type(dtype)
         with precision(policy), tf.device(self._device):
             images = keras.Input((None, None, arch.in_channels))
             X = convolve(images, arch.stem_channels, 7, strides=2)
@@ -89,9 +90,9 @@ def residual(X: Any, block: Block) -> Any:
 def matrix_product(size: int, dtype: str, device: str) -> Callable[[], None]:
     """A function that multiplies two size × size matrices once, and waits for the result."""
     if device == "gpu":
-        use_full_float32()
+        use_full_float32(dtype != "tf32")
     with tf.device(f"/{device.upper()}:0"):
-        A = tf.ones((size, size), dtype)
+        A = tf.ones((size, size), dtype.replace("tf32", "float32"))
 
         def multiply() -> None:
             tf.matmul(A, A)[0, 0].numpy()

@@ -35,7 +35,7 @@ PATIENCE = timedelta(seconds=60)  # with workers that have met, and now join
 class Model(contract.Model):
     """A ResNet in PyTorch under the contract."""
 
-    dtypes = ("float32", "float64", "bfloat16")
+    dtypes = ("float32", "float64", "bfloat16", "tf32")
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Model(contract.Model):
         if device == "gpu":
             if not torch.cuda.is_available():
                 raise BadInput("PyTorch sees no GPU; use device cpu, or install PyTorch with CUDA")
-            use_full_float32()
+            use_full_float32(not self.tf32)
         if group.workers > 1:
             join(group, device)
         self._device = torch.device("cuda" if device == "gpu" else "cpu")
@@ -190,9 +190,7 @@ def join(group: Group, device: str) -> None:
         ValueError: unless each worker of this host has a GPU of its own.
     """
     if device == "gpu":
-        gpus = torch.cuda.device_count()
-        if group.local_rank >= gpus:
-            raise BadInput(f"there are more workers than this host's {gpus} GPUs; give --workers {gpus}")
+        group.check_gpus(torch.cuda.device_count())
         torch.cuda.set_device(group.local_rank)
     host, _, port = group.addresses[0].rpartition(":")
     # A store of its own, for an address alone would be taken for torchrun's wherever that started us.

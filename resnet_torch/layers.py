@@ -178,7 +178,7 @@ class MaxPool2d(nn.MaxPool2d):
 relu = partial(F.relu, inplace=True)  # nobody else needs what a layer put out; new memory costs time
 
 
-def use_full_float32() -> None:
+def use_full_float32(full: bool = True) -> None:
     """Trap: on a GPU, PyTorch rounds float32 convolutions to TF32, ten bits of mantissa, by default."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = not full
+    torch.backends.cuda.matmul.allow_tf32 = not full

@@ -39,7 +39,7 @@ class Reference:
     Args:
         name: of the network, such as "resnet18".
         arch: its channels and classes.
-        dtype: "float32", "float64" or "bfloat16".
+        dtype: "float32", "float64", "bfloat16" or "tf32".
         device: "cpu" or "gpu".
         compile: with `torch.compile`.
 
@@ -55,7 +55,7 @@ class Reference:
         if not hasattr(models, name):
             raise BadInput(f"torchvision has no {name}")
         if device == "gpu":
-            use_full_float32()
+            use_full_float32(dtype != "tf32")
         self._bfloat16 = dtype == "bfloat16"
         self._device = torch.device("cuda" if device == "gpu" else "cpu")
         is_faster = device == "cpu" or self._bfloat16  # in memory, (N, H, W, C)
@@ -96,8 +96,8 @@ def matrix_product(size: int, dtype: str, device: str) -> Callable[[], None]:
     """A function that multiplies two size × size matrices once, and waits for the result."""
     where = torch.device("cuda" if device == "gpu" else "cpu")
     if device == "gpu":
-        use_full_float32()
-    A = torch.ones(size, size, dtype=getattr(torch, dtype), device=where)
+        use_full_float32(dtype != "tf32")
+    A = torch.ones(size, size, dtype=getattr(torch, dtype.replace("tf32", "float32")), device=where)
 
     def multiply() -> None:
         (A @ A)[0, 0].item()

@@ -597,7 +597,7 @@ def test_hyperparameters_out_of_range_are_refused(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dtype": "float16"}, "unknown dtype 'float16'; give float32, float64 or bfloat16"),
+        ({"dtype": "float16"}, "unknown dtype 'float16'; give float32, float64, bfloat16, tf32"),
         ({"device": "tpu"}, "unknown device 'tpu'; give cpu or gpu"),
     ],
 )

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from common.architecture import Architecture
-from common.backend import load_backend
+from common.backend import array_type, load_backend
 from common.errors import BadInput
 from common.proof.compare import PAUSE, ROUNDS, milliseconds
 from common.proof.workers import Elsewhere, Worker
@@ -185,7 +185,7 @@ class Candidate:
     def _pass(self, mode: str, batch_size: int) -> Callable[[], object]:
         """A function that sees one batch, the same each time."""
         generator = np.random.default_rng(0)
-        dtype = np.float64 if self.precision == "float64" else np.float32
+        dtype = np.dtype(array_type(self.precision))
         x = generator.random((batch_size, *self.job.input_shape), dtype)
         y = generator.integers(self.job.arch.num_classes, size=batch_size, dtype=np.int32)
         if mode == "infer":

@@ -11,7 +11,7 @@ from common.bench.measure import Cell, Contender
 from common.bench.report import MEBI, WORDS, Report, number
 
 COLOURS = {name: f"C{i}" for i, name in enumerate(BACKENDS)}
-MARKERS = {"float32": "o", "float64": "s", "bfloat16": "^"}
+MARKERS = {"float32": "o", "float64": "s", "bfloat16": "^", "tf32": "D"}
 # A cell's value, the least and the most.
 Figures = Callable[[Cell], tuple[float, float, float]]
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from common import pages
 from common.backend import Backend
 from common.bench.measure import PRODUCT, Bench, Cell, Contender, Measured
 from common.files import write_atomically
-from common.pages import LABELS, console, installed_version, show_backends
+from common.pages import LABELS, console, installed_version, own_version, show_backends
 from common.proof.compare import ROUNDS, Spread
 from common.proof.workers import busy
 from common.summary import parts
@@ -350,14 +349,6 @@ def processor() -> str:
 def threads() -> int:
     """How many cores this process, and with it a framework, may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def own_version() -> str:
-    """Of this project."""
-    try:
-        return version("resnet-tabs")
-    except PackageNotFoundError:  # run from a folder of its source
-        return "unknown version"
 
 
 def html(report: Report, found: dict[str, Any]) -> str:

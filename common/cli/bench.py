@@ -33,7 +33,7 @@ def bench(
     input_shape: InputShape = "1,96,96",
     batch_sizes: Annotated[str, typer.Option(metavar="N,…", help="Images at a time.")] = "1,8,64",
     precision: Annotated[
-        str, typer.Option(metavar="NAMES", help="Comma-separated: float32, float64, bfloat16.")
+        str, typer.Option(metavar="NAMES", help="Comma-separated: float32, float64, bfloat16, tf32.")
     ] = "float32",
     mode: Annotated[
         str, typer.Option(metavar="NAMES", help="Comma-separated: train, infer.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.architecture import ZOO, Architecture
-from common.backend import BACKENDS, Backend, available_backends, find_backend, load_backend
+from common.backend import BACKENDS, DTYPES, Backend, available_backends, find_backend, load_backend
 from common.data import imagenet
 from common.errors import BadInput
 
@@ -23,7 +23,7 @@ Backends = Annotated[
 ]
 InputShape = Annotated[str, typer.Option(metavar="C,H,W", help="Channels, height and width of an image.")]
 Device = Annotated[str, typer.Option(help="cpu or gpu.")]
-Precision = Annotated[str, typer.Option(help="float32, float64 or bfloat16.")]
+Precision = Annotated[str, typer.Option(help="float32, float64, bfloat16 or, on a GPU, tf32.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile in PyTorch too, as the others always do.")]
 AnyBackend = Annotated[
     str, typer.Option(metavar="NAME", help=f"{', '.join(BACKENDS)}, oracle, or any: the first installed.")
@@ -63,8 +63,8 @@ def check_device(device: str) -> None:
 
 def check_precision(precision: str) -> None:
     """Raise `ValueError` unless there is such a precision; not every backend has every one."""
-    if precision not in ("float32", "float64", "bfloat16"):
-        raise BadInput(f"unknown precision {precision!r}; give float32, float64 or bfloat16")
+    if precision not in DTYPES:
+        raise BadInput(f"unknown precision {precision!r}; give {', '.join(DTYPES)}")
 
 
 def any_backend(name: str) -> str:

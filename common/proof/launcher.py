@@ -95,6 +95,8 @@ def _passing_on_signals(pids: Sequence[int]) -> Iterator[None]:
         return
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.default_int_handler)
         os.write(1, FINISHING)
         for pid in pids:
             with suppress(ProcessLookupError):

@@ -8,21 +8,21 @@ Weights and gradients never come this way. The connections stay open, for that o
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from common.errors import BadInput, Stopped
+from common.errors import BadInput, Stopped, end_process
 from common.group import ALONE, Group
 
 PATIENCE = 45.0  # seconds until all workers must have come
 GRACE = 3.0  # seconds a worker has to stop for the same reason as another
 LONGEST = 1 << 16  # bytes of a message
+_ending = threading.Lock()  # of the watcher that ends this process
 
 
 @dataclass(frozen=True)
@@ -212,14 +212,9 @@ def _watch(rank: int, lines: Mapping[int, _Line], over: threading.Event) -> None
             return
     else:
         why = str(said.get("lost") or f"worker {rank} is lost")
-    _tell(lines.values(), lost=why)
-    _end(why)
-
-
-def _end(why: str) -> NoReturn:
-    """End the process: its other threads wait in the engine, where no exception reaches them."""
-    os.write(2, f"{why}\n".encode())
-    os._exit(1)
+    with _ending:  # what it tells comes back from those who heard it: one speaks
+        _tell(lines.values(), lost=why)
+        end_process(why)
 
 
 def _tell(lines: Any, **message: Any) -> None:

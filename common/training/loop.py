@@ -206,6 +206,7 @@ class _Training:
         self.model, self.data, self.run, self.settings = model, data, run, run.settings
         self.position = Position()
         self.group = model.group
+        self.dealt = {"group": self.group} if self.group.workers > 1 else {}  # one needs no loader that deals
         self.recipe = dataclasses.asdict(self.settings.recipe)
         self.show = Progress(self.settings, data.num_train_batches, quiet=self.group.rank > 0)
         self.signals: list[int] = []  # that came to this worker
@@ -266,10 +267,9 @@ class _Training:
 
     def train_epoch(self) -> None:
         """The rest of the epoch's training batches."""
-        position, options = self.position, {"group": self.group} if self.group.workers > 1 else {}
-        channels = self.run.arch.in_channels
+        position, channels = self.position, self.run.arch.in_channels
         batches = self.data.train_dataloader(
-            position.epoch, position.batch, self.model.dtype, channels, **options
+            position.epoch, position.batch, self.model.dtype, channels, **self.dealt
         )
         self.tick = time.perf_counter()
         begun = None  # looked at once the next step is on its way, so that no device waits
@@ -372,8 +372,7 @@ class _Training:
 
     def evaluate(self) -> Metrics:
         """Loss and accuracy on the validation images, unless a signal comes."""
-        options = {"group": self.group} if self.group.workers > 1 else {}
-        batches = self.data.val_dataloader(self.model.dtype, self.run.arch.in_channels, **options)
+        batches = self.data.val_dataloader(self.model.dtype, self.run.arch.in_channels, **self.dealt)
         count = -(-self.data.num_val_batches // self.group.workers)
         return evaluate(self.model, self.show.validating(self.until_stopped(batches), count))
 

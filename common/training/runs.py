@@ -65,7 +65,7 @@ class Settings:
         lr: the highest learning rate; `schedule` "constant" keeps it, "cosine" takes it to 0.
         warmup_epochs: epochs over which the learning rate first rises from 0 to `lr`.
         augment: any of "flip" and "crop".
-        precision: "float32", "float64" or "bfloat16".
+        precision: "float32", "float64", "bfloat16" or "tf32".
         data: which images, in words; `limit_train` and `limit_val` take the first so many.
         resize: height and width the network sees.
         compile: whether PyTorch compiles its network, as the others always do.

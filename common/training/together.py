@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from common.architecture import Architecture
@@ -12,6 +11,7 @@ from common.backend import Model, load_backend
 from common.data import DataModule
 from common.errors import BadInput, Stopped
 from common.group import ALONE, Group
+from common.pages import installed_version, own_version
 from common.proof.launcher import WorkerLost, launch
 from common.proof.meeting import Seat, meeting
 from common.training.loop import train
@@ -67,7 +67,6 @@ def train_together(workers: int, job: Job) -> tuple[Weights, list[Record]]:
         Stopped: as `train`, and if a worker is lost.
         ValueError: as `train`.
     """
-    check_joins(job.settings.backend)
     try:
         return launch(workers, train_seated, job)
     except WorkerLost as error:
@@ -81,11 +80,11 @@ def train_seated(seat: Seat, job: Job) -> tuple[Weights, list[Record]]:
     Raises:
         Stopped, ValueError: as `train`; if the workers do not meet, or are not about to do the same.
     """
-    check_joins(job.settings.backend)
     fields = dataclasses.asdict(job.settings) | {"classes": ""}  # for which `data` speaks
     about = {name: str(value) for name, value in fields.items()}
-    packages = ("resnet-tabs", *load_backend(job.settings.backend).packages)
-    with meeting(seat, {name: _version(name) for name in packages} | about) as group:
+    backend = load_backend(job.settings.backend)
+    versions = {"resnet-tabs": own_version(), backend.label: installed_version(backend)}
+    with meeting(seat, versions | about) as group:
         model, run = job.train(group)
         weights = {} if seat.rank else model.weights()
         return weights, run.history
@@ -95,10 +94,3 @@ def check_joins(backend: str) -> None:
     """Raise `ValueError` unless this backend can train on several workers."""
     if backend == "oracle":
         raise BadInput("the oracle trains with one worker; choose a framework, or leave --workers out")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
