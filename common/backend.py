@@ -436,6 +436,7 @@ BACKENDS = {
             ("tensorflow",),
             'pip install "resnet-tabs[tf]"',
             suffixes=(".h5", ".keras", ".index"),
+            environment={"TF_ENABLE_ONEDNN_OPTS": "1"},  # by itself only on processors with AVX-512
         ),
         Backend(
             "jax",

@@ -127,7 +127,7 @@ class Store:
         for _ in range(3 if array.dtype == np.float64 else 1):
             parts.append(rest.astype("float32"))
             rest = rest - parts[-1].astype(array.dtype)
-        slots = mx.np.zeros((self.workers, len(parts), array.size))
+        slots = mx.np.zeros((self.workers, len(parts), array.size), ctx=array.ctx)
         slots[self.rank] = mx.np.stack(parts)
         self._store.pushpull(key, slots, out=slots)  # Trap: it overwrites what it is given
         return slots.astype(array.dtype).sum(axis=(0, 1)).reshape(array.shape)

@@ -87,6 +87,19 @@ def test_dtype_is_that_of_the_products_and_of_batch_norms_output(package: Module
     assert dtypes(outputs["__call__"]) == {"float32"}
 
 
+def test_products_are_precise_unless_the_caller_says_how(package: ModuleType) -> None:
+    import jax
+
+    def program() -> str:
+        net = package.ResNet(SMALL, training=False)
+        return str(jax.make_jaxpr(net.init)(jax.random.key(0), pixels("float32")[0]))
+
+    with jax.default_matmul_precision("tensorfloat32"):
+        assert "HIGHEST" not in program()
+    precise = program()
+    assert precise.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == precise.count("precision=")
+
+
 def test_layer_summary_is_the_same_in_every_type(
     package: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

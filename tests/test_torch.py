@@ -101,6 +101,20 @@ def test_layers_draw_from_glorot_uniform_whenever_they_draw(torch: Any, bias: bo
 # Devices and types
 
 
+def test_full_float32_is_switched_on_and_off(torch: Any) -> None:
+    from resnet_torch.layers import use_full_float32
+
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for full in (True, False):
+            use_full_float32(full)
+            assert [switch.allow_tf32 for switch in switches] == [not full] * 2
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
 def test_the_network_runs_where_it_is(torch: Any, net: Any) -> None:
     from resnet_torch import ResNet
 
