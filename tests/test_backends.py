@@ -455,9 +455,11 @@ def test_bfloat16_leaves_batch_norm_its_float32(backend: str, device: str, batch
     assert deviation(*stems) > 2**-11
 
 
-# Measured on torch, TensorFlow and JAX, six networks each: at most 3.8e-3, 6.0e-3, 1.6e-3, 0.23 and 1.6e-3.
-# bfloat16 rounds to 3.9e-3, and tips over ReLUs and maxima, which moves gradients.
-HALF = {"layers": 1e-2, "training logits": 1.5e-2, "loss": 5e-3, "gradients": 0.4, "running": 4e-3}
+# bfloat16 rounds to 3.9e-3, and tips over ReLUs and maxima, which moves gradients. Measured on torch,
+# TensorFlow and JAX, six networks each: at most 3.8e-3, 6.0e-3, 1.6e-3, 0.23 and 1.6e-3 with AVX-512.
+# Without, up to 1.2e-2 in a layer: there TensorFlow rounds a convolution, and its sum with the bias again,
+# which oneDNN elsewhere does in one; with biases of 0 all three agree there.
+HALF = {"layers": 1.5e-2, "training logits": 1.5e-2, "loss": 5e-3, "gradients": 0.4, "running": 4e-3}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
