@@ -8,6 +8,7 @@ the four frameworks and the full Fashion-MNIST.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from importlib import import_module
@@ -20,6 +21,7 @@ sys.path[:0] = [str(DOCS), str(DOCS / "_ext"), str(DOCS.parent)]
 import source  # noqa: E402
 from measures.shared import machine, versions  # noqa: E402
 
+from common.backend import BACKENDS  # noqa: E402
 from common.files import write_atomically  # noqa: E402
 
 SECTIONS = sorted(path.stem for path in (DOCS / "measures").glob("*.py") if path.stem != "shared")
@@ -48,6 +50,9 @@ def write(section: str, figures: dict[str, Any]) -> None:
 
 def main(wanted: list[str]) -> None:
     """Measure these sections, or all, as far as they are not up to date."""
+    for backend in BACKENDS.values():  # as the command tells the frameworks
+        for name, value in backend.environment.items():
+            os.environ.setdefault(name, value)
     for section in wanted or SECTIONS:
         if section not in SECTIONS:
             raise SystemExit(f"no section {section!r}; there are {', '.join(SECTIONS)}")

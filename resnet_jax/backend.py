@@ -220,7 +220,9 @@ def join(group: Group, device: str) -> tuple[jax.Device, Sharding, Sharding]:
     try:
         mine = jax.local_devices(backend=device)[0]
     except RuntimeError:
-        raise BadInput("there are more workers than JAX sees GPUs on this host; give fewer") from None
+        raise BadInput(
+            f"JAX sees no GPU for worker {group.rank}; give fewer, use device cpu, or install JAX with CUDA"
+        ) from None
     mesh = Mesh(np.array(jax.devices(device)), ("batch",))
     return mine, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
 

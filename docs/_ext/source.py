@@ -27,6 +27,8 @@ def files(section: str) -> list[Path]:
     measures = [DOCS / "measure.py", DOCS / "measures" / "shared.py", DOCS / "measures" / f"{name}.py"]
     if name in ("depth", "exercises"):  # which run the exercises' code
         measures += [DOCS / "measures" / "depth.py", *sorted((DOCS / "exercises").glob("*.py"))]
+    if name == "scale":
+        measures.append(ROOT / "benchmarks" / "scale.py")
     return [*(path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))), *measures]
 
 
