@@ -23,6 +23,15 @@ FRAMEWORKS = ("torch", "tf", "jax", "mxnet") if HAS_MXNET else ("torch", "tf", "
 # What a framework's absence could break; the rest of the suite is the same whatever is installed.
 CONTRACT_TESTS = [f"tests/test_{part}.py" for part in ("backends", "checkpoints", "packages")]
 COMMAND_TESTS = ["tests/cli/test_compare.py", "tests/cli/test_training.py", "tests/test_readme.py"]
+GPU_TESTS = [*CONTRACT_TESTS, "tests/test_recipe.py", "tests/training", "tests/gpu"]
+# PyPI's PyTorch for Linux has CUDA. MXNet's takes CUDA 11, the others bring newer.
+GPU_BUILDS = {
+    "torch": ["torch"],
+    "tf": ["tensorflow[and-cuda]"],
+    "jax": ["jax[cuda13]", "flax", "optax"],
+    "mxnet": [".[mxnet-gpu]"],
+}
+MXNET_GPU = "mxnet-cu112==1.9.1"
 CONSTRAINTS = ("--constraint", "constraints.txt")
 ALL = Path(__file__).with_name(".nox") / "all"
 AXE = Path(__file__).with_name(".nox") / "axe"
@@ -217,6 +226,22 @@ def measure(session: nox.Session) -> None:
     run = install(session, *FRAMEWORKS, extras="docs,test")
     install_families(run)
     run("docs.measure", *session.posargs, env=JAX_CACHE)
+
+
+@nox.session(python=PYTHON)
+@nox.parametrize("framework", FRAMEWORKS)
+def tests_gpu(session: nox.Session, framework: str) -> None:
+    """The shared suite on a GPU, with the framework's build for it, in an environment of its own.
+
+    `-- --collect-only` installs and collects, without a GPU too.
+    """
+    if not ({"--collect-only", "--co"} & {*session.posargs} or shutil.which("nvidia-smi")):
+        session.error("there is no GPU: nvidia-smi is not here; run it on a machine with NVIDIA's driver")
+    session.install("--editable", ".[test]", *GPU_BUILDS[framework], *CONSTRAINTS)
+    if framework == "mxnet":
+        session.install("--no-deps", MXNET_GPU)
+    wanted = session.posargs or GPU_TESTS
+    session.run("pytest", "--device=gpu", f"--backends={framework}", *wanted, env=JAX_CACHE)
 
 
 @nox.session(python=PYTHON)

@@ -16,6 +16,9 @@ from common.proof.workers import share_cores
 if TYPE_CHECKING:
     from selenium import webdriver
 
+for name, value in BACKENDS["tf"].environment.items():  # as the command does
+    os.environ.setdefault(name, value)
+
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Workers that all want every core would slow each other down many times over.
     cores = share_cores(int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))

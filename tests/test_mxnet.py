@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -94,3 +97,38 @@ def test_building_leaves_the_random_state(mx: Any) -> None:
     model.load_weights(random_weights(SMALL))
     model.weights()
     np.testing.assert_array_equal(draws(), expected)
+
+
+# A build for GPUs
+
+
+def test_cuda_is_loaded_from_nvidias_packages_before_mxnet(mx: Any, tmp_path: Path) -> None:
+    from resnet_mxnet import compat
+
+    for package, name in compat._CUDA.items():
+        folder = tmp_path / "nvidia" / package / "lib"
+        folder.mkdir(parents=True)
+        source = folder / "library.c"
+        source.write_text(f"int of_{package}(void) {{ return 0; }}\n")
+        shared = ["-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", folder / name, source]
+        subprocess.run(["g++", *shared], check=True)
+    program = """
+import os, resnet_mxnet
+print(os.environ["NVIDIA_TF32_OVERRIDE"], open("/proc/self/maps").read())
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(compat.__file__).parents[1]}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("0 ")
+    for package, name in compat._CUDA.items():
+        assert str(tmp_path / "nvidia" / package / "lib" / name) in done.stdout
+
+
+def test_a_library_that_does_not_load_is_one_line(mx: Any, tmp_path: Path) -> None:
+    (tmp_path / "mxnet.py").write_text("raise OSError('libcuda.so.1: cannot open shared object file')\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}"}
+    program = "import resnet_mxnet"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    *_, line = done.stderr.splitlines()
+    assert "needs NVIDIA's driver" in line and "resnet-tabs[mxnet-gpu]" in line
