@@ -1,7 +1,7 @@
 """The contract under JAX: NumPy in, NumPy out."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -155,13 +155,12 @@ class Model(contract.Model):
         with self._precision():
             self._average = self._tree(weights)
 
-    def _precision(self) -> Any:
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
         """JAX knows float64 only where it is switched on; on here, and nowhere else. So is TF32."""
-        stack = ExitStack()
-        stack.enter_context(jax.enable_x64(self.dtype == "float64"))
-        if self.tf32:
-            stack.enter_context(jax.default_matmul_precision("tensorfloat32"))
-        return stack
+        rounding = "tensorfloat32" if self.tf32 else None  # None: as the layers say
+        with jax.enable_x64(self.dtype == "float64"), jax.default_matmul_precision(rounding):
+            yield
 
     def _images_in(self, x: NDArray) -> jax.Array:
         """(N, C, H, W) → (N, H, W, C), on the device."""

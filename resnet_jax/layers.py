@@ -23,7 +23,8 @@ def _precise() -> lax.Precision | None:
 
     What the caller has chosen with `jax.default_matmul_precision` stays.
     """
-    return None if jax.config.jax_default_matmul_precision else lax.Precision.HIGHEST
+    chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # JAX adds it as it starts
+    return None if chosen else lax.Precision.HIGHEST
 
 
 def convolve(

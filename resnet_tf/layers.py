@@ -217,5 +217,6 @@ def use_full_float32(full: bool = True) -> None:
     """Trap: on a GPU, TensorFlow rounds float32 products to TF32, ten bits of mantissa, by default.
 
     The contract calls this for a model on a GPU. Networks used directly need the same line.
+    With `full` false it may.
     """
     tf.config.experimental.enable_tensor_float_32_execution(not full)

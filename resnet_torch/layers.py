@@ -179,6 +179,9 @@ relu = partial(F.relu, inplace=True)  # nobody else needs what a layer put out; 
 
 
 def use_full_float32(full: bool = True) -> None:
-    """Trap: on a GPU, PyTorch rounds float32 convolutions to TF32, ten bits of mantissa, by default."""
+    """Trap: on a GPU, PyTorch rounds float32 convolutions to TF32, ten bits of mantissa, by default.
+
+    With `full` false it may, matrix products too.
+    """
     torch.backends.cudnn.allow_tf32 = not full
     torch.backends.cuda.matmul.allow_tf32 = not full
