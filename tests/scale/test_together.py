@@ -84,12 +84,6 @@ def test_four_workers_are_one(backend: str, module_folder: Path, tmp_path: Path)
     assert_same_run(found, alone("oracle", module_folder))
 
 
-def test_two_workers_again_are_the_same_to_the_bit(backend: str, module_folder: Path, tmp_path: Path) -> None:
-    found, again = two(backend, module_folder), train_together(2, job(backend, tmp_path / "run"))
-    assert_identical(found[0], again[0])
-    assert without_times(found[1]) == without_times(again[1])
-
-
 LAUNCHED = """
 import sys
 from pathlib import Path
@@ -127,6 +121,7 @@ def workers_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
 def test_a_worker_that_is_killed_ends_all_and_the_run_goes_on_to_the_same_bit(
     backend: str, module_folder: Path, tmp_path: Path
 ) -> None:
+    """Which also shows that two workers again are the same to the bit: those before and after the kill."""
     launcher = launched(backend, tmp_path / "run")
     wait_for(tmp_path / "run", 8, launcher)
     workers = workers_of(launcher)

@@ -67,7 +67,9 @@ class Case:
     batches: list[tuple[NDArray, NDArray]]
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NETWORKS]
+)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     make, _, _ = NETWORKS[request.param]
     model = randomised(make())
