@@ -20,6 +20,7 @@ PYTHON = "3.11"
 # MXNet has no wheel for Windows or Apple silicon: there the other three are compared and tested.
 HAS_MXNET = sys.platform == "linux" or (sys.platform == "darwin" and platform.machine() == "x86_64")
 FRAMEWORKS = ("torch", "tf", "jax", "mxnet") if HAS_MXNET else ("torch", "tf", "jax")
+BACKENDS = f"--backends={','.join(FRAMEWORKS)}"
 # What a framework's absence could break; the rest of the suite is the same whatever is installed.
 CONTRACT_TESTS = [f"tests/test_{part}.py" for part in ("backends", "checkpoints", "packages")]
 COMMAND_TESTS = [
@@ -43,7 +44,7 @@ AXE = Path(__file__).with_name(".nox") / "axe"
 OLD = Path(__file__).with_name(".nox") / "old"
 OLD_PACKAGES = ("transformers==4.57.1", "huggingface-hub==0.36.2", "tokenizers==0.22.2", "tf-keras==2.21.0")
 
-# XLA compiles each network for seconds, and the tests of every Python compile the same ones.
+# XLA compiles each network for seconds, and the tests of both Pythons compile the same ones.
 JAX_CACHE = {
     "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).with_name(".nox") / "jax-cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
@@ -119,7 +120,7 @@ def test(run: Callable[..., Any], *arguments: str) -> None:
 def compare(session: nox.Session) -> None:
     """The main job: the frameworks side by side on real images, proven the same, with a report."""
     run = install(session, *FRAMEWORKS)
-    backends = [] if HAS_MXNET else [f"--backends={','.join(FRAMEWORKS)}"]
+    backends = [] if HAS_MXNET else [BACKENDS]
     run("common.cli", "compare", *(session.posargs or ["resnet18"]), *backends)
 
 
@@ -128,7 +129,7 @@ def tests(session: nox.Session) -> None:
     """The whole suite, the frameworks in one process."""
     run = install(session, *FRAMEWORKS, extras="test")
     install_families(run)
-    test(run, f"--backends={','.join(FRAMEWORKS)}", *session.posargs)
+    test(run, BACKENDS, *session.posargs)
 
 
 def one_framework(session: nox.Session, framework: str) -> None:
@@ -183,7 +184,7 @@ def tests_families(session: nox.Session) -> None:
     pip(run, "pyyaml", "regex", "tqdm")  # what transformers needs besides
     run("pip", "install", "--no-deps", "--target", str(OLD), "--upgrade", *OLD_PACKAGES, silent=True)
     session.env["PYTHONPATH"] = str(OLD)
-    test(run, f"--backends={','.join(FRAMEWORKS)}", *(session.posargs or ["tests/families"]))
+    test(run, BACKENDS, *(session.posargs or ["tests/families"]))
 
 
 @nox.session(venv_backend="none")
@@ -191,7 +192,7 @@ def tests_zoo(session: nox.Session) -> None:
     """The published networks, deep ones too, converted; shows deviations, seconds and memory."""
     run = install(session, *FRAMEWORKS, extras="test")
     install_families(run)
-    test(run, f"--backends={','.join(FRAMEWORKS)}", "tests/zoo", "-rP", *session.posargs)
+    test(run, BACKENDS, "tests/zoo", "-rP", *session.posargs)
 
 
 @nox.session(venv_backend="none")
@@ -221,7 +222,7 @@ def tests_docs(session: nox.Session) -> None:
     session.run(
         "npm", "install", "--silent", "--no-save", "--prefix", str(AXE), "axe-core@4.14.1", external=True
     )
-    test(run, f"--backends={','.join(FRAMEWORKS)}", *(session.posargs or ["tests/docs"]))
+    test(run, BACKENDS, *(session.posargs or ["tests/docs"]))
 
 
 @nox.session(venv_backend="none")

@@ -12,6 +12,7 @@ import pytest
 
 from common.backend import BACKENDS
 from common.proof.workers import share_cores
+from tests.helpers import HAS_AVX512
 
 if TYPE_CHECKING:
     from selenium import webdriver
@@ -21,8 +22,7 @@ for name, value in BACKENDS["tf"].environment.items():  # as the command does
 
 # Trap: on one thread, PyTorch 2.13's oneDNN writes beyond its memory in the gradients of strided 1×1
 # convolutions of under 8 channels, where there is AVX2 and no AVX-512: two lines of PyTorch alone crash.
-CPUINFO = Path("/proc/cpuinfo")
-if CPUINFO.exists() and "avx512" not in CPUINFO.read_text():
+if not HAS_AVX512:
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from common.weights import Weights, initial_weights
 ROUNDING = 1e-12  # float64: activations, logits, loss, gradients, running statistics
 TRAINED = 1e-10  # float64: weights after a run of SGD steps
 SINGLE = 1e-5  # float32: logits in evaluation
+
+CPUINFO = Path("/proc/cpuinfo")
+HAS_AVX512 = not CPUINFO.exists() or "avx512" in CPUINFO.read_text()  # PyTorch's bfloat16 is oneDNN's
 
 Arrays = Mapping[str, NDArray]
 

@@ -25,7 +25,7 @@ from common.data import FashionMNIST
 from common.errors import BadInput, Stopped
 from common.training.runs import Run, is_finished, is_run, read_history
 from common.weights import Weights
-from tests.helpers import build, deviation, one_line
+from tests.helpers import HAS_AVX512, build, deviation, one_line
 from tests.training.running import (
     SMALL,
     TINY,
@@ -95,12 +95,13 @@ def test_bfloat16_learns_as_the_oracle_does(backend: str, device: str, tmp_path:
     model, half = train(run, data, tmp_path / "half")
     _, exact = train(replace(run, backend="oracle", precision="float64"), data, tmp_path / "exact")
     found, expected = np.array(losses(half.history)), np.array(losses(exact.history))
-    # Measured on the three: 9e-4, 1.9 % and 0.010, of 0.45 that are learned. On one thread of a processor
-    # without bfloat16 PyTorch has 0.033: its convolution adds the weights' gradients image by image in
-    # bfloat16, so that of 8 images they are 0.4 % off, where one rounding makes 0.16 %.
+    # Measured on the three: 9e-4, 1.9 % and 0.010, of 0.45 that are learned. Without AVX-512 PyTorch, on one
+    # thread, has 0.033: its own convolution adds the weights' gradients image by image in bfloat16, so that
+    # of 8 images they are 0.4 % off, where one rounding makes 0.16 %.
+    apart = 0.03 if HAS_AVX512 or backend != "torch" else 0.04
     assert 0 < abs(found[0] - expected[0]) <= 3e-3
     assert deviation(found, expected) <= 0.04
-    assert abs(found[-10:].mean() - expected[-10:].mean()) <= 0.04 < expected[0] - expected[-10:].mean()
+    assert abs(found[-10:].mean() - expected[-10:].mean()) <= apart < expected[0] - expected[-10:].mean()
     assert {array.dtype for array in model.weights().values()} == {np.dtype("float32")}
     assert model.predict(np.zeros((1, 1, 28, 28))).dtype == np.float32
 
