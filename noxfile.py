@@ -137,7 +137,8 @@ def one_framework(session: nox.Session, framework: str) -> None:
     run = install(session, framework, extras="test")
     pip(run, "mypy")
     run("mypy", f"resnet_{framework}")  # with the framework's own types
-    files = [*CONTRACT_TESTS, f"tests/test_{framework}.py", *COMMAND_TESTS]
+    # The longest first, so that no process is left alone with them.
+    files = [*COMMAND_TESTS, *CONTRACT_TESTS, f"tests/test_{framework}.py"]
     if session.python == PYTHON:  # `tests` has proven that they agree, with the same wheels
         files += ["-k", "not agree"]
     test(run, f"--backends={framework}", *(session.posargs or files))

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from common import Architecture, architecture, initial_weights, save_checkpoint
+from common.architecture import ZOO
 from common.backend import BACKENDS, available_backends
 from common.data.fashion_mnist import SAMPLE
 from tests.cli.commands import run, run_here
@@ -139,8 +140,9 @@ def test_a_backend_that_is_missing_is_a_row_and_no_pass(
     for name in BACKENDS:
         if name != backends[0]:
             hide(monkeypatch, name)
+    monkeypatch.setitem(ZOO, "two blocks", {"stages": ((1, 4), (1, 8))})
     out = ["--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["resnet-tabs", "compare", "resnet18", *SMALL, *out])
+    monkeypatch.setattr(sys, "argv", ["resnet-tabs", "compare", "two blocks", *SMALL, *out])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 1
