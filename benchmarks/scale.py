@@ -20,9 +20,9 @@ import numpy as np
 
 from common import Architecture, architecture, initial_weights, load_backend
 from common.backend import BACKENDS
-from common.group import ALONE
-from common.proof.launcher import launch
-from common.proof.meeting import Seat, meeting
+from common.processes.group import ALONE
+from common.processes.launcher import launch
+from common.processes.meeting import Seat, meeting
 from common.weights import is_statistic
 
 FLOAT = 4  # bytes of a float32

@@ -23,8 +23,8 @@ from typing import Any
 from common import architecture, cli, initial_weights, training
 from common.backend import available_backends, load_backend
 from common.data import Batch, FashionMNIST
-from common.proof.workers import quiet
-from common.training.runs import Settings
+from common.processes.workers import quiet
+from common.training.settings import Settings
 
 ARCH = architecture("resnet18")
 BATCH_SIZE = 128

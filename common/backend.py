@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 
 from common.architecture import Architecture, Shape, unknown
 from common.errors import BadInput, MissingBackend
-from common.group import ALONE, Group
+from common.processes.group import ALONE, Group
 from common.recipe import PLAIN, Recipe
 from common.summary import Row, summary_rows
 from common.weights import Weights, check_tensors, check_weights, initial_weights

@@ -25,6 +25,11 @@ class Row:
     output_shape: Shape
     parameters: int
 
+    @property
+    def shape_text(self) -> str:
+        """The output shape of one image, as "64×24×24"."""
+        return "×".join(str(size) for size in self.output_shape[1:])
+
 
 @dataclass(frozen=True)
 class Part:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
-from common.group import ALONE, Group
 from common.layout import from_channels_last, nchw, nhwc, to_channels_last
+from common.processes.group import ALONE, Group
 from common.recipe import PLAIN, Recipe
 from common.weights import Weights, is_statistic
 from resnet_jax.resnet import ResNet

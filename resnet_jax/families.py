@@ -17,7 +17,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from common.architecture import Architecture, Block
-from common.interop.files import hugging_face_config
+from common.interop.families import hugging_face_config
 from common.layout import nhwc
 
 

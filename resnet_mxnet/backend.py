@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput, end_process
-from common.group import ALONE, Group
+from common.processes.group import ALONE, Group
 from common.recipe import Recipe
 from common.weights import Weights, is_statistic
 from resnet_mxnet.layers import Store

@@ -12,7 +12,7 @@ from keras.src.applications import resnet
 from numpy.typing import NDArray
 
 from common.architecture import Architecture
-from common.interop.files import hugging_face_config
+from common.interop.families import hugging_face_config
 from common.layout import nhwc
 from resnet_tf.files import reader
 from resnet_tf.layers import precision

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 import common.backend as contract
 from common.architecture import Architecture
 from common.errors import BadInput
-from common.group import ALONE, Group
+from common.processes.group import ALONE, Group
 from common.recipe import Recipe
 from common.weights import Weights, is_statistic
 from resnet_torch.layers import use_full_float32

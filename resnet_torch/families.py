@@ -13,7 +13,7 @@ from torch import nn
 
 from common.architecture import Architecture
 from common.errors import BadInput
-from common.interop.files import hugging_face_config
+from common.interop.families import hugging_face_config
 from resnet_torch.speed import torchvision
 
 

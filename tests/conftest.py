@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from common.backend import BACKENDS
-from common.proof.workers import share_cores
+from common.processes.workers import share_cores
 from tests.helpers import HAS_AVX512
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.bench.measure import Cell, Contender, Job
-from common.bench.report import KIND, Grid, number, show_grid
+from common.bench.figures import Grid, number
+from common.bench.measure import Cell, Contender, Workload
+from common.bench.report import KIND, show_grid
 from common.errors import BadInput, MissingFile
 from common.pages import LABELS, console, show_verdict
-from common.proof.compare import Spread
-from common.proof.workers import busy
+from common.timing import Spread, busy
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Change:
         return bool(self.common) and not self.slower and not self.broken
 
 
-def read(path: Path, job: Job) -> Record:
+def read(path: Path, workload: Workload) -> Record:
     """An earlier bench.json of the same question.
 
     Raises:
@@ -89,7 +89,7 @@ def read(path: Path, job: Job) -> Record:
         raise BadInput(f"cannot read {path}: {error.strerror}; give a bench.json") from None
     except (AttributeError, KeyError, TypeError, ValueError):
         raise BadInput(f"{path} is not a bench.json; give one that an earlier bench wrote") from None
-    for name, value in _question(job).items():
+    for name, value in _question(workload).items():
         if record.question[name] != value:
             raise BadInput(
                 f"{path} is of another {name.replace('_', ' ')} ({json.dumps(record.question[name])}); "
@@ -98,12 +98,12 @@ def read(path: Path, job: Job) -> Record:
     return record
 
 
-def _question(job: Job) -> dict[str, Any]:
+def _question(workload: Workload) -> dict[str, Any]:
     return {
-        "architecture": json.loads(job.arch.to_json()),
-        "input_shape": list(job.input_shape),
-        "device": job.device,
-        "compile": job.compile,
+        "architecture": json.loads(workload.arch.to_json()),
+        "input_shape": list(workload.input_shape),
+        "device": workload.device,
+        "compile": workload.compile,
     }
 
 

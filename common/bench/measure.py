@@ -23,8 +23,8 @@ import numpy as np
 from common.architecture import Architecture
 from common.backend import array_type, load_backend
 from common.errors import BadInput
-from common.proof.compare import PAUSE, ROUNDS, milliseconds
-from common.proof.workers import Elsewhere, Worker
+from common.processes.workers import Worker
+from common.timing import PAUSE, ROUNDS, Elsewhere, milliseconds
 from common.weights import initial_weights
 
 MODES = ("infer", "train")
@@ -40,7 +40,7 @@ PROCESS = Path("/proc/self")
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """What every contender is given.
 
     Attributes:
@@ -122,7 +122,7 @@ class Bench:
         elsewhere: share of the cores' time that other programs had during the rounds.
     """
 
-    job: Job
+    workload: Workload
     starts: dict[Contender, Start] = field(default_factory=dict)
     cells: dict[Cell, Measured] = field(default_factory=dict)
     products: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -130,27 +130,31 @@ class Bench:
     elsewhere: float | None = None
 
 
-class Candidate:
+class Runner:
     """A contender at work, in a process of its own.
 
     Raises:
         ValueError: if the framework has no such precision, device or network.
     """
 
-    def __init__(self, contender: Contender, job: Job) -> None:
-        self.job, self.precision = job, contender.precision
+    def __init__(self, contender: Contender, workload: Workload) -> None:
+        self.workload, self.precision = workload, contender.precision
         self.backend = backend = load_backend(contender.backend)
         os.environ.update(backend.uncached)  # a program from a cache compiles in no time
-        weights = initial_weights(job.arch)
+        weights = initial_weights(workload.arch)
         began = time.perf_counter()
         if contender.reference:
             speed = backend.speed()
             imported = time.perf_counter()
-            self.model = speed.Reference(job.name, job.arch, contender.precision, job.device, job.compile)
+            self.model = speed.Reference(
+                workload.name, workload.arch, contender.precision, workload.device, workload.compile
+            )
         else:
             backend.load()
             imported = time.perf_counter()
-            self.model = backend.build(job.arch, contender.precision, job.device, compile=job.compile)
+            self.model = backend.build(
+                workload.arch, contender.precision, workload.device, compile=workload.compile
+            )
             self.model.load_weights(weights)
         built = time.perf_counter()
         label = backend.speed().LABEL if contender.reference else backend.label
@@ -163,7 +167,7 @@ class Candidate:
         first = milliseconds(run) / 1000
         forget_peak()
         run()
-        gpu = self.backend.speed().device_memory() if self.job.device == "gpu" else None
+        gpu = self.backend.speed().device_memory() if self.workload.device == "gpu" else None
         return Measured(first, peak_memory(), gpu)
 
     def time_round(self, mode: str, batch_size: int) -> list[float]:
@@ -178,7 +182,9 @@ class Candidate:
     def time_product(self) -> float:
         """Milliseconds of the framework's own product of two square matrices."""
         if self._multiply is None:
-            self._multiply = self.backend.speed().matrix_product(PRODUCT, self.precision, self.job.device)
+            self._multiply = self.backend.speed().matrix_product(
+                PRODUCT, self.precision, self.workload.device
+            )
             self._multiply()
         return min(milliseconds(self._multiply) for _ in range(PRODUCTS))
 
@@ -186,8 +192,8 @@ class Candidate:
         """A function that sees one batch, the same each time."""
         generator = np.random.default_rng(0)
         dtype = np.dtype(array_type(self.precision))
-        x = generator.random((batch_size, *self.job.input_shape), dtype)
-        y = generator.integers(self.job.arch.num_classes, size=batch_size, dtype=np.int32)
+        x = generator.random((batch_size, *self.workload.input_shape), dtype)
+        y = generator.integers(self.workload.arch.num_classes, size=batch_size, dtype=np.int32)
         if mode == "infer":
             return lambda: self.model.predict(x)
         return lambda: self.model.train_step(x, y, lr=RATE, momentum=MOMENTUM)
@@ -215,28 +221,28 @@ def peak_memory() -> int | None:
     return most if sys.platform == "darwin" else 1024 * most
 
 
-_candidate: Candidate  # of this worker process
+_runner: Runner  # of this worker process
 
 
-def enter(contender: Contender, job: Job) -> Start:
+def enter(contender: Contender, workload: Workload) -> Start:
     """Build a contender in this worker process."""
-    global _candidate
+    global _runner
     with suppress(OSError):  # should memory run out, Linux is to end this process and no other
         (PROCESS / "oom_score_adj").write_text("1000")
-    _candidate = Candidate(contender, job)
-    return _candidate.start
+    _runner = Runner(contender, workload)
+    return _runner.start
 
 
 def ask(method: str, *args: Any) -> Any:
-    """What a method of this worker process' candidate returns."""
-    return getattr(_candidate, method)(*args)
+    """What a method of this worker process' runner returns."""
+    return getattr(_runner, method)(*args)
 
 
 class Contest:
     """The contenders' processes. What fails is a finding, and its contender goes on in a new process."""
 
-    def __init__(self, job: Job) -> None:
-        self.bench = Bench(job)
+    def __init__(self, workload: Workload) -> None:
+        self.bench = Bench(workload)
         self.cells: dict[Contender, list[Cell]] = {}  # what is left to measure
         self.workers: dict[Contender, Worker] = {}
 
@@ -244,7 +250,7 @@ class Contest:
         """Start a contender in a new process; whether it came to be."""
         self.workers[contender] = worker = Worker()
         try:
-            start = worker.run(enter, contender, self.bench.job)
+            start = worker.run(enter, contender, self.bench.workload)
         except Exception as error:
             self.bench.failures[str(contender)] = said_of(error)
             self._leave(contender)
@@ -254,8 +260,10 @@ class Contest:
 
     def warm_up(self, contender: Contender) -> None:
         """Let every cell run until it is compiled, smallest batches first."""
-        job = self.bench.job
-        self.cells[contender] = [Cell(contender, m, size) for m in job.modes for size in job.batch_sizes]
+        workload = self.bench.workload
+        self.cells[contender] = [
+            Cell(contender, m, size) for m in workload.modes for size in workload.batch_sizes
+        ]
         for cell in list(self.cells[contender]):
             if contender in self.workers:
                 measured = self._attempt(cell, "warm_up")
@@ -316,18 +324,18 @@ class Contest:
 
 
 def measure(
-    job: Job,
+    workload: Workload,
     contenders: Sequence[Contender],
     progress: Callable[[str], None] = lambda line: None,
 ) -> Bench:
     """Start the contenders one after another, then time them in turns.
 
     Args:
-        job: the network, batch sizes and modes.
+        workload: the network, batch sizes and modes.
         contenders: a reference comes right after the network it is held against.
         progress: is told, in a line, whenever something has been done.
     """
-    contest = Contest(job)
+    contest = Contest(workload)
     bench = contest.bench
     try:
         for contender in contenders:
@@ -373,8 +381,8 @@ def _first_figures(bench: Bench, contender: Contender) -> str:
     if not (start := bench.starts.get(contender)):
         return f"{contender}: {bench.failures[str(contender)]}"
     figures = [f"imported in {start.imported:.2f} s", f"built in {start.built:.2f} s"]
-    smallest = bench.job.batch_sizes[0]
-    for mode in bench.job.modes:
+    smallest = bench.workload.batch_sizes[0]
+    for mode in bench.workload.modes:
         if measured := bench.cells.get(Cell(contender, mode, smallest)):
             figures.append(f"first {mode} {measured.first:.2f} s")
     failed = sum(what.startswith(f"{contender} ") for what in bench.failures)

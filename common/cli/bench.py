@@ -58,7 +58,8 @@ def bench(
     """
     from common.bench import against as comparing
     from common.bench import report
-    from common.bench.measure import MODES, Contender, Job, measure
+    from common.bench.figures import Figures
+    from common.bench.measure import MODES, Contender, Workload, measure
     from common.files import output_folder
     from common.pages import progress
 
@@ -77,8 +78,8 @@ def bench(
     check_device(device)
     network = architecture(arch, in_channels=shape[0])
     network.check_input((1, *shape))
-    job = Job(arch, network, shape, sizes, tuple(m for m in MODES if m in modes), device, compile)
-    before = comparing.read(against, job) if against else None
+    workload = Workload(arch, network, shape, sizes, tuple(m for m in MODES if m in modes), device, compile)
+    before = comparing.read(against, workload) if against else None
     folder = output_folder(out)
     if against and against.resolve() == (folder / "bench.json").resolve():
         raise BadInput(f"{against} would be written over; give --out another folder")
@@ -92,7 +93,7 @@ def bench(
     ]
     size, batches = "×".join(map(str, shape)), ", ".join(map(str, sizes))
     with progress(f"Measuring [bold]{arch}[/] on images of {size} in batches of {batches}; {device}") as tell:
-        result = report.Report(measure(job, contenders, tell), chosen)
+        result = Figures(measure(workload, contenders, tell), chosen)
     report.show(result)
     now = report.write(result, folder)
     good = result.measured

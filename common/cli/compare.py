@@ -55,7 +55,7 @@ def compare(
     from common.files import output_folder
     from common.proof import compare as comparing
     from common.proof import report
-    from common.proof.together import check_divides, compare_workers
+    from common.proof.workers import check_divides, compare_workers
     from common.weights import initial_weights, load_checkpoint
 
     chosen = choose_backends(backends)

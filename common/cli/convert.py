@@ -9,7 +9,7 @@ import typer
 
 from common.errors import BadInput
 from common.interop.families import FAMILIES
-from common.proof.workers import quiet
+from common.processes.workers import quiet
 
 
 def convert(

@@ -26,7 +26,7 @@ from common.cli.options import (
 )
 from common.data import imagenet
 from common.errors import BadInput
-from common.proof.workers import quiet
+from common.processes.workers import quiet
 
 
 def predict(

@@ -25,12 +25,13 @@ from common.cli.options import (
     check_precision,
 )
 from common.errors import BadInput
-from common.proof.workers import quiet
+from common.processes.workers import quiet
 
 if TYPE_CHECKING:
     from common.data import FashionMNIST, ImageFolder
-    from common.proof.meeting import Seat
-    from common.training.runs import Record, Settings
+    from common.processes.meeting import Seat
+    from common.training.runs import Record
+    from common.training.settings import Settings
 
 SHARED = ("batch_size", "resize", "augment", "limit_train", "limit_val", "seed")  # by all data sets
 
@@ -120,9 +121,10 @@ def train(
     """
     from common import training
     from common.data import is_image_folder
-    from common.training.runs import Settings, checkpoint_file, new_folder, read_settings
+    from common.training.runs import checkpoint_file, new_folder, read_settings
+    from common.training.settings import Settings
     from common.training.starting import pretrained
-    from common.training.together import Job, check_joins, train_seated, train_together
+    from common.training.together import Plan, check_joins, train_seated, train_together
     from common.weights import load_checkpoint
 
     architecture(arch)  # speaks up if there is none of this name
@@ -208,12 +210,12 @@ def train(
             again += f" --{name} {shlex.quote(str(given))}"
 
     def train_one(settings: Settings, folder: Path, resume: bool) -> list[Record]:
-        job = Job(images, settings, folder, resume, again, tensorboard, start)
+        plan = Plan(images, settings, folder, resume, again, tensorboard, start)
         if seat:
-            return train_seated(seat, job)[1]
+            return train_seated(seat, plan)[1]
         if workers and workers > 1:
-            return train_together(workers, job)[1]
-        return job.train()[1].history
+            return train_together(workers, plan)[1]
+        return plan.train()[1].history
 
     with quiet(f"go on with: {again}"):  # frameworks have much to say
         if settings.backend == "all":
@@ -224,7 +226,7 @@ def train(
 
 def _seat(workers: int | None, coordinator: str | None, rank: int | None) -> Seat | None:
     """This process' place among the workers of several hosts, also as torchrun tells it; None if alone."""
-    from common.proof.meeting import Seat
+    from common.processes.meeting import Seat
 
     if workers is not None and workers < 1:
         raise BadInput(f"--workers must be 1 or more, not {workers}")

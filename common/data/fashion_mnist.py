@@ -26,7 +26,7 @@ from common.data.module import DataModule
 from common.data.pipeline import ArrayBatches, Batch, batches, read_ahead
 from common.errors import BadInput, MissingFile
 from common.files import cannot_write, output_folder, write_atomically
-from common.group import ALONE, Group
+from common.processes.group import ALONE, Group
 
 CLASSES = (
     "T-shirt/top",

@@ -28,7 +28,7 @@ from common.data.module import DataModule
 from common.data.pipeline import Batch, Batches, check_whole, read_ahead
 from common.errors import BadInput, MissingFile
 from common.files import write_atomically
-from common.group import ALONE, Group
+from common.processes.group import ALONE, Group
 from common.weights import some
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.data.pipeline import Batch, check_augment, check_size, check_whole, count_batches
 from common.errors import BadInput
-from common.group import ALONE, Group
+from common.processes.group import ALONE, Group
 
 
 class DataModule(ABC):

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.architecture import unknown
 from common.errors import BadInput
-from common.group import ALONE, Group
+from common.processes.group import ALONE, Group
 
 Batch = tuple[NDArray[np.floating], NDArray[np.int32]]
 

@@ -355,3 +355,22 @@ FAMILIES: dict[str, Family] = {
         bottleneck=_SAME,
     ),
 }
+
+
+def hugging_face_config(arch: Architecture) -> dict[str, object]:
+    """What transformers' `ResNetConfig` is made of."""
+    labels = {str(i): f"LABEL_{i}" for i in range(arch.num_classes)}
+    return {
+        "architectures": ["ResNetForImageClassification"],
+        "model_type": "resnet",
+        "num_channels": arch.in_channels,
+        "embedding_size": arch.stem_channels,
+        "hidden_sizes": [channels for _, channels in arch.stages],
+        "depths": [depth for depth, _ in arch.stages],
+        "layer_type": "basic" if arch.block == "residual" else "bottleneck",
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": arch.stride_on == "1x1",
+        "id2label": labels,
+        "label2id": {label: int(i) for i, label in labels.items()},
+    }

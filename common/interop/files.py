@@ -17,7 +17,7 @@ from common.architecture import Architecture
 from common.backend import BACKENDS, load_backend
 from common.errors import BadInput, MissingBackend, MissingFile
 from common.files import output_folder, write_atomically
-from common.interop.families import FAMILIES
+from common.interop.families import FAMILIES, hugging_face_config
 from common.weights import NUMPY_TYPES, from_bfloat16, open_safetensors, some, write_safetensors
 
 KNOWN = "a .safetensors, .pth, .pt, .bin, .h5, .keras, .msgpack or .params file, or a checkpoint's folder"
@@ -110,25 +110,6 @@ def check_suffix(path: Path, family: str) -> None:
     if path.suffix not in suffixes:
         known = " or ".join(suffix or "nothing, for a folder" for suffix in suffixes)
         raise BadInput(f"{path} must end in {known}: that is what {family} loads")
-
-
-def hugging_face_config(arch: Architecture) -> dict[str, object]:
-    """What transformers' `ResNetConfig` is made of."""
-    labels = {str(i): f"LABEL_{i}" for i in range(arch.num_classes)}
-    return {
-        "architectures": ["ResNetForImageClassification"],
-        "model_type": "resnet",
-        "num_channels": arch.in_channels,
-        "embedding_size": arch.stem_channels,
-        "hidden_sizes": [channels for _, channels in arch.stages],
-        "depths": [depth for depth, _ in arch.stages],
-        "layer_type": "basic" if arch.block == "residual" else "bottleneck",
-        "hidden_act": "relu",
-        "downsample_in_first_stage": False,
-        "downsample_in_bottleneck": arch.stride_on == "1x1",
-        "id2label": labels,
-        "label2id": {label: int(i) for i, label in labels.items()},
-    }
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from common.architecture import Architecture
 from common.backend import load_backend
+from common.deviation import deviation, worst
 from common.errors import BadInput, MissingBackend
 from common.interop.families import FAMILIES
-from common.proof.compare import deviation, worst
 from common.weights import Weights
 
 SIZES = ((65, 97), (64, 96))  # odd and even: padding shows at one of them

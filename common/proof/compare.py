@@ -1,17 +1,14 @@
 """The main job: give several backends the same network and the same images, and decide if they agree.
 
 The oracle is the reference. Every backend computes in a process of its own and sends back evidence: what
-it put out, what its gradients were, and where some steps of training took it. A deviation is
-‖a − b‖₂ / ‖b‖₂; for the worst gradient tensor it is ‖a − b‖∞ over the largest gradient in the network,
-because the bias of a convolution before batch norm has a gradient of exactly zero.
+it put out, what its gradients were, and where some steps of training took it.
 """
 
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -19,22 +16,22 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from common.architecture import Architecture
 from common.backend import Evaluation, load_backend
+from common.deviation import deviation, distance, ratio, worst, worst_gradient
 from common.errors import BadInput
-from common.proof.workers import Elsewhere, Shares, Worker
+from common.processes.workers import Shares, Worker
 from common.summary import Row
+from common.timing import PAUSE, ROUNDS, Elsewhere, Spread, milliseconds
 from common.weights import Weights
 
 T = TypeVar("T")
 
 LAYER_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # how far apart outputs in evaluation may be
 AT_ONCE = 2  # backends at work at the same time, while nothing is timed
-ROUNDS = 5  # in which the backends are timed in turns
 REPEATS = 3  # of each pass in a round; the first only wakes the threads
-PAUSE = 0.25  # seconds before a turn: OpenMP threads of the one before may spin for 0.2
 
 
 @dataclass(frozen=True)
@@ -70,21 +67,6 @@ class Evidence(Look):
     """That, and the weights after the job's steps."""
 
     trained: Weights
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Milliseconds: the median over all rounds, and the medians of the quickest and the slowest round."""
-
-    median: float
-    quickest: float
-    slowest: float
-
-    @classmethod
-    def of(cls, rounds: Sequence[Sequence[float]]) -> Spread:
-        """Of the milliseconds of every pass of every round."""
-        medians = [statistics.median(passes) for passes in rounds]
-        return cls(statistics.median(itertools.chain(*rounds)), min(medians), max(medians))
 
 
 @dataclass(frozen=True)
@@ -137,40 +119,6 @@ class Comparison(Findings):
     timings: dict[str, Timing] = field(default_factory=dict)
     elsewhere: float | None = None  # share of the cores' time that other programs had during the timing
     workers: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
-def distance(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
-    """‖a − b‖₂ / ‖b‖₂ over all tensors together."""
-    difference = sum(_square(a[name] - b[name]) for name in b)
-    return _ratio(difference**0.5, sum(_square(tensor) for tensor in b.values()) ** 0.5)
-
-
-def deviation(a: ArrayLike, b: ArrayLike) -> float:
-    """‖a − b‖₂ / ‖b‖₂."""
-    return distance({"": np.asarray(a)}, {"": np.asarray(b)})
-
-
-def worst_gradient(a: Weights, b: Weights) -> float:
-    """The largest ‖a − b‖∞ of one tensor, over the largest entry of all of b."""
-    largest = worst(np.abs(tensor).max() for tensor in b.values())
-    return _ratio(worst(np.abs(a[name] - b[name]).max() for name in b), largest)
-
-
-def worst(values: Iterable[float]) -> float:
-    """The largest; NaN is larger than all, which Python's `max` forgets."""
-    return float(np.max(list(values)))
-
-
-def _square(tensor: NDArray) -> float:
-    flat = tensor.astype(np.float64, copy=False).ravel()
-    return float(flat @ flat)
-
-
-def _ratio(difference: float, size: float) -> float:
-    """Zero only for equal things: a difference from nothing is infinite, and NaN stays NaN."""
-    if difference == 0:
-        return 0.0
-    return float(difference / size) if size else np.inf
 
 
 def quantities(steps: int) -> list[Quantity]:
@@ -262,18 +210,6 @@ def enter(name: str, job: Job, dtype: str) -> None:
 def ask(method: str) -> Any:
     """What a method of this worker process' candidate returns."""
     return getattr(_candidate, method)()
-
-
-def milliseconds(function: Callable[[], object]) -> float:
-    """How long a call takes."""
-    start = time.perf_counter()
-    function()
-    return 1000 * (time.perf_counter() - start)
-
-
-def summarise(name: str, arch: Architecture, input_shape: tuple[int, ...]) -> list[Row]:
-    """The layer summary of one backend."""
-    return load_backend(name).build(arch).summary(input_shape)
 
 
 def compare(
@@ -454,7 +390,7 @@ def first_difference(a: Evidence, b: Evidence, dtype: str) -> str:
     def gradients() -> Iterator[tuple[str, float]]:  # computed from the last layer to the first
         for name in reversed(b.training.gradients):
             difference = np.abs(a.training.gradients[name] - b.training.gradients[name]).max()
-            yield name, _ratio(difference, largest)
+            yield name, ratio(difference, largest)
 
     walks: list[tuple[str, Iterator[tuple[str, float]]]] = [
         ("layer", ((n, deviation(a.activations[n], b.activations[n])) for n in b.activations)),

@@ -21,11 +21,11 @@ from common import pages
 from common.backend import BACKENDS, Backend
 from common.files import write_atomically
 from common.pages import LABELS, console, installed_version, show_backends, show_verdict
-from common.proof.compare import LAYER_BOUNDS, ROUNDS, Comparison, Findings, Spread, quantities
-from common.proof.together import BOUND as WORKERS_BOUND
+from common.proof.compare import LAYER_BOUNDS, Comparison, Findings, quantities
 from common.proof.verify import BOUNDS, Match
-from common.proof.workers import busy
-from common.summary import Part, Row
+from common.proof.workers import BOUND as WORKERS_BOUND
+from common.summary import Row
+from common.timing import ROUNDS, Spread, busy
 
 ROOMS = ("layers", "blocks", "resnet", "training", "backend")
 
@@ -164,21 +164,6 @@ def show_match(match: Match, name: str) -> None:
     show_verdict(verdict, match.agrees)
 
 
-def show_parts(arch: str, parts: list[Part]) -> None:
-    """A row for every stage or block of an architecture, and the totals."""
-    table = Table(
-        "part", "kind", "output shape", title=f"{arch}, for one image", box=box.SIMPLE, title_justify="left"
-    )
-    for heading in ("parameters", "multiply-accumulates"):
-        table.add_column(heading, justify="right")
-    for part in parts:
-        row = part.row
-        table.add_row(row.name, row.kind, _shape(row), f"{row.parameters:,}", f"{part.macs:,}")
-    parameters, macs = sum(part.row.parameters for part in parts), sum(part.macs for part in parts)
-    table.add_row("", "all", "", f"{parameters:,}", f"{macs:,}")
-    console().print(table)
-
-
 def show_summary(rows: Mapping[str, list[Row]]) -> None:
     """One row a stage, one column a backend, and whether all say the same."""
     if not rows:
@@ -188,7 +173,7 @@ def show_summary(rows: Mapping[str, list[Row]]) -> None:
         table.add_column(LABELS[name], justify="right", no_wrap=True)
     table.add_column("same")
     for stage in zip(*rows.values(), strict=True):
-        cells = [f"{_shape(row)}\n[dim]{row.parameters:,}[/]" for row in stage]
+        cells = [f"{row.shape_text}\n[dim]{row.parameters:,}[/]" for row in stage]
         table.add_row(stage[0].name, stage[0].kind, *cells, _tick(len(set(stage)) == 1))
     totals = [sum(row.parameters for row in column) for column in rows.values()]
     table.add_row("", "parameters", *[f"{total:,}" for total in totals], _tick(len(set(totals)) == 1))
@@ -352,7 +337,7 @@ def _plots(report: Report) -> list[tuple[str, str]]:
     """Caption and SVG: rounding through the layers, and milliseconds."""
     from matplotlib.figure import Figure
 
-    from common.proof.compare import deviation
+    from common.deviation import deviation
 
     found, plots = report.found, []
     stages = found.job.arch.stage_names()
@@ -383,10 +368,6 @@ def _plots(report: Report) -> list[tuple[str, str]]:
         axes.set_xlabel("milliseconds, float32: median, quickest and slowest round")
         plots.append(("Forward pass and training step", pages.svg(figure)))
     return plots
-
-
-def _shape(row: Row) -> str:
-    return "×".join(str(size) for size in row.output_shape[1:])
 
 
 def _number(value: float, bound: float | None) -> str:

@@ -19,20 +19,12 @@ from numpy.typing import NDArray
 from common.architecture import Architecture, Shape
 from common.backend import load_backend
 from common.data.images import check_images
+from common.deviation import deviation
 from common.errors import BadInput, MissingFile
 from common.oracle import Array
-from common.proof.compare import (
-    AT_ONCE,
-    LAYER_BOUNDS,
-    Findings,
-    deviation,
-    deviations,
-    each,
-    first_outside,
-    worst_pair,
-)
+from common.processes.workers import Shares
+from common.proof.compare import AT_ONCE, LAYER_BOUNDS, Findings, deviations, each, first_outside, worst_pair
 from common.proof.traps import TRAPS, Trap, port
-from common.proof.workers import Shares
 from common.weights import Weights
 
 Activations = dict[str, NDArray]

@@ -1,192 +1,62 @@
-"""Frameworks at work, each in a process of its own: imported once, quiet, and out of each other's way."""
+"""The same steps by several workers, held against those of one."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
-from multiprocessing import get_context
-from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
+from collections.abc import Mapping
 
-PROC_STAT = Path("/proc/stat")
-ALIVE = b"alive"  # what a process tells its watcher at the end
-BUSY = 0.1  # share of the cores' time that may go to other programs before timings are doubted
+from common.backend import load_backend
+from common.deviation import distance
+from common.errors import BadInput
+from common.processes.launcher import WorkerLost, launch
+from common.processes.meeting import Seat, meeting
+from common.proof.compare import Comparison, Job
+from common.weights import Weights, is_statistic
+
+BOUND = 1e-10  # float64, after the job's steps, as between two backends
 
 
-class Worker:
-    """A fresh process that runs functions one after another.
+def check_divides(workers: int, images: int) -> None:
+    """Raise `ValueError` unless so many workers get equal shares of so many images."""
+    fitting = [str(count) for count in range(2, images + 1) if images % count == 0]
+    if str(workers) not in fitting:
+        raise BadInput(f"--workers must divide the {images} images: {', '.join(fitting)}, not {workers}")
 
-    What is printed there is kept from the terminal; if it `speaks`, only what Python does not print.
-    What fails raises here, and of a process that died its last words. With `cores`, it and the thread pools
-    of the framework keep to those: two frameworks that both want every core slow each other down many times
-    over.
-    """
 
-    def __init__(self, cores: set[int] | None = None, speaks: bool = False) -> None:
-        context = get_context("spawn")
-        descriptor, name = tempfile.mkstemp(prefix="resnet-tabs-", suffix=".log")
-        os.close(descriptor)
-        self._log = Path(name)
-        self._process = ProcessPoolExecutor(
-            1, context, initializer=_settle, initargs=(cores, self._log, speaks)
-        )
-
-    def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """The result of an importable function; arguments and result are pickled.
-
-        Raises:
-            RuntimeError: if the process died; else what the function raises.
-        """
+def compare_workers(found: Comparison, names: list[str], workers: int) -> None:
+    """Train what gave evidence in float64 on so many workers, and note how far from one they end."""
+    for name in names:
+        one = found.evidence.get((name, "float64"))
+        if name == "oracle" or not one:
+            continue
         try:
-            return self._process.submit(function, *args).result()
-        except BrokenProcessPool:
-            said = " | ".join(last_lines(self._log)) or "it said nothing"
-            raise RuntimeError(f"its process died: {said}") from None
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.shutdown(wait=False, cancel_futures=True)
-        with suppress(OSError):  # Windows keeps what is open
-            self._log.unlink()
-
-
-class Shares:
-    """This process' cores, dealt into at most so many shares; each serves one worker at a time."""
-
-    def __init__(self, most: int) -> None:
-        self._free: SimpleQueue[set[int]] = SimpleQueue()
-        for share in share_cores(most):
-            self._free.put(share)
-        self.count = self._free.qsize()
-
-    @contextmanager
-    def worker(self) -> Iterator[Worker]:
-        """A worker with a share of its own, once one is free."""
-        share = self._free.get()
-        try:
-            with closing(Worker(share)) as worker:
-                yield worker
-        finally:
-            self._free.put(share)
+            many = launch(workers, _train, name, found.job)
+        except WorkerLost as error:
+            found.failures[name] = f"with {workers} workers: {error}"
+            continue
+        for kind, value in deviations(many, one.trained).items():
+            quantity = f"{kind}, {found.job.steps} steps on, {workers} workers"
+            found.workers.setdefault(quantity, {})[name] = value
+            if not value <= BOUND:
+                found.differences.append(f"{name}: {quantity} {value:.1e} > {BOUND:.0e}")
 
 
-def share_cores(most: int) -> list[set[int]]:
-    """This process' cores, dealt into at most so many shares, so that as many workers can work at once."""
-    if not hasattr(os, "sched_getaffinity"):  # macOS, Windows: no process can be told its cores
-        return [set()]
-    cores = sorted(os.sched_getaffinity(0))
-    return [set(cores[i::most]) for i in range(min(most, len(cores)))]
+def deviations(many: Weights, one: Weights) -> dict[str, float]:
+    """How far the weights and the running statistics of several workers are from those of one."""
+
+    def part(weights: Mapping, statistics: bool) -> Weights:
+        return {name: array for name, array in weights.items() if is_statistic(name) == statistics}
+
+    return {
+        "weights": distance(part(many, False), part(one, False)),
+        "running statistics": distance(part(many, True), part(one, True)),
+    }
 
 
-class Elsewhere:
-    """Measures, between entering and leaving, how much of this process' cores went to other programs.
-
-    Attributes:
-        share: of the cores' time, 0 to 1, what neither the workers nor this process used; None where the
-            system does not tell, or a worker died meanwhile.
-    """
-
-    share: float | None = None
-
-    def __init__(self, workers: Iterable[Worker]) -> None:
-        self._workers = list(workers)
-
-    def __enter__(self) -> Elsewhere:
-        self._before = self._readings()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        after = self._readings() if exception[0] is None else ()
-        if self._before and after:
-            clock, used, own = (b - a for a, b in zip(self._before, after, strict=True))
-            self.share = max(0.0, used - own) / (clock * len(os.sched_getaffinity(0)))
-
-    def _readings(self) -> tuple[float, float, float] | tuple[()]:
-        """Seconds: of the clock, of the cores' work for anybody, and for the workers and this process."""
-        if not PROC_STAT.exists():  # macOS, Windows
-            return ()
-        cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-        used = 0
-        for line in PROC_STAT.read_text().splitlines():
-            name, *jiffies = line.split()
-            if name in cores:
-                user, nice, system, _idle, _iowait, *others = map(int, jiffies[:8])
-                used += user + nice + system + sum(others)
-        try:
-            own = time.process_time() + sum(worker.run(time.process_time) for worker in self._workers)
-        except RuntimeError:  # what a process used that has died, nobody knows
-            return ()
-        return time.perf_counter(), used / os.sysconf("SC_CLK_TCK"), own
-
-
-def busy(elsewhere: float | None) -> str:
-    """What is wrong with timings while other programs had this share of the cores' time; "" if nothing is."""
-    if elsewhere is None or elsewhere <= BUSY:
-        return ""
-    return (
-        f"The machine was busy: other programs had {elsewhere:.0%} of its cores' time, "
-        "so these timings are no measure; run it again with nothing beside"
-    )
-
-
-@contextmanager
-def quiet(remedy: str = "") -> Iterator[None]:
-    """Keep standard error, C++'s too, from the terminal for a while; what fails still raises.
-
-    Should the process die without raising, because C++ aborts or the system kills it, another prints the
-    last lines that were kept, and `remedy`.
-    """
-    sys.stderr.flush()
-    before = os.dup(2)
-    descriptor, log = tempfile.mkstemp(prefix="resnet-tabs-", suffix=".log")
-    watcher = subprocess.Popen(
-        [sys.executable, "-I", __file__, log, remedy],
-        stdin=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is not for it
-    )
-    try:
-        os.dup2(descriptor, 2)
-        os.close(descriptor)
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(before, 2)
-        os.close(before)
-        watcher.communicate(ALIVE)
-
-
-def last_lines(log: Path, most: int = 3) -> list[str]:
-    """The last lines of a log that say something; a worker that is closed has none."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    return [line.strip() for line in lines if line.strip()][-most:]
-
-
-def _watch(log: Path, remedy: str) -> None:
-    """Wait for the process that has the other end of standard input, and report if it died."""
-    if sys.stdin.buffer.read() != ALIVE:
-        said = " | ".join(last_lines(log)) or "nothing was said"
-        print(f"resnet-tabs: the process died: {said}{remedy and f'; {remedy}'}", file=sys.stderr)
-    log.unlink()
-
-
-def _settle(cores: set[int] | None, log: Path, speaks: bool) -> None:
-    """Keep to the cores, and send output to a file: frameworks greet at length."""
-    if cores:
-        os.sched_setaffinity(0, cores)
-    if speaks:  # Python goes on with the terminal; libraries in C++ write to 1
-        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
-    with log.open("r+b") as sink:
-        for descriptor in (1, 2):
-            os.dup2(sink.fileno(), descriptor)
-
-
-if __name__ == "__main__":
-    _watch(Path(sys.argv[1]), sys.argv[2])
+def _train(seat: Seat, name: str, job: Job) -> Weights:
+    """The weights after the job's steps, each worker with its share of the images."""
+    with meeting(seat, {}) as group:
+        model = load_backend(name).build(job.arch, "float64", job.device, job.compile, group)
+        model.load_weights(job.weights)
+        for _ in range(job.steps):
+            model.train_step(group.share(job.x), group.share(job.y), lr=job.lr)
+        return {} if seat.rank else model.weights()

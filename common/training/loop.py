@@ -22,22 +22,14 @@ from common.architecture import Architecture
 from common.backend import Model
 from common.data import Batch, DataModule, FashionMNIST
 from common.errors import BadInput, Stopped
-from common.group import ALONE, Group
 from common.oracle import softmax_cross_entropy
-from common.proof.launcher import FINISHING
+from common.processes.group import ALONE, Group
+from common.processes.launcher import FINISHING
 from common.training import curves
 from common.training.progress import Progress, show_runs
-from common.training.runs import (
-    Checkpoint,
-    Follower,
-    Position,
-    Record,
-    Run,
-    Settings,
-    is_finished,
-    is_run,
-)
+from common.training.runs import Checkpoint, Follower, Position, Record, Run, is_finished, is_run
 from common.training.schedules import learning_rate
+from common.training.settings import Settings
 from common.weights import tensors_sha256
 
 SAVE_SECONDS = 60.0  # between checkpoints within an epoch

@@ -11,7 +11,8 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from common.training.runs import Position, Record, Settings
+from common.training.runs import Position, Record
+from common.training.settings import Settings
 
 T = TypeVar("T")
 

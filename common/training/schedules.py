@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from common.training.runs import Settings
+from common.training.settings import Settings
 
 
 def learning_rate(settings: Settings, step: int, steps_per_epoch: int) -> float:

@@ -10,18 +10,19 @@ from common.architecture import Architecture
 from common.backend import Model, load_backend
 from common.data import DataModule
 from common.errors import BadInput, Stopped
-from common.group import ALONE, Group
 from common.pages import installed_version, own_version
-from common.proof.launcher import WorkerLost, launch
-from common.proof.meeting import Seat, meeting
+from common.processes.group import ALONE, Group
+from common.processes.launcher import WorkerLost, launch
+from common.processes.meeting import Seat, meeting
 from common.training.loop import train
-from common.training.runs import Record, Run, Settings
+from common.training.runs import Record, Run
+from common.training.settings import Settings
 from common.training.starting import check_begun
 from common.weights import Weights, initial_weights
 
 
 @dataclass(frozen=True)
-class Job:
+class Plan:
     """A run to train, as any process can be given it. The fields are arguments of `train`.
 
     Attributes:
@@ -60,7 +61,7 @@ class Job:
         return model
 
 
-def train_together(workers: int, job: Job) -> tuple[Weights, list[Record]]:
+def train_together(workers: int, plan: Plan) -> tuple[Weights, list[Record]]:
     """Train it in so many processes on this machine; returns its weights and history.
 
     Raises:
@@ -68,24 +69,24 @@ def train_together(workers: int, job: Job) -> tuple[Weights, list[Record]]:
         ValueError: as `train`.
     """
     try:
-        return launch(workers, train_seated, job)
+        return launch(workers, train_seated, plan)
     except WorkerLost as error:
-        kept = Run(job.folder, job.settings, "").kept()
-        raise Stopped(f"{error}; {kept}; go on with: {job.resume_with}") from None
+        kept = Run(plan.folder, plan.settings, "").kept()
+        raise Stopped(f"{error}; {kept}; go on with: {plan.resume_with}") from None
 
 
-def train_seated(seat: Seat, job: Job) -> tuple[Weights, list[Record]]:
+def train_seated(seat: Seat, plan: Plan) -> tuple[Weights, list[Record]]:
     """Train it as one of the workers that meet at the seat's coordinator.
 
     Raises:
         Stopped, ValueError: as `train`; if the workers do not meet, or are not about to do the same.
     """
-    fields = dataclasses.asdict(job.settings) | {"classes": ""}  # for which `data` speaks
+    fields = dataclasses.asdict(plan.settings) | {"classes": ""}  # for which `data` speaks
     about = {name: str(value) for name, value in fields.items()}
-    backend = load_backend(job.settings.backend)
+    backend = load_backend(plan.settings.backend)
     versions = {"resnet-tabs": own_version(), backend.label: installed_version(backend)}
     with meeting(seat, versions | about) as group:
-        model, run = job.train(group)
+        model, run = plan.train(group)
         weights = {} if seat.rank else model.weights()
         return weights, run.history
 

@@ -15,9 +15,10 @@ from common.data.pipeline import check_whole
 from common.errors import BadInput
 from common.recipe import Recipe
 from common.training.loop import train
-from common.training.runs import Record, Settings, new_folder, read_settings
+from common.training.runs import Record, new_folder, read_settings
+from common.training.settings import Settings
 from common.training.starting import check_begun, pretrained
-from common.training.together import Job, train_together
+from common.training.together import Plan, train_together
 
 
 class Trainer:
@@ -110,8 +111,8 @@ class Trainer:
         self.history: list[Record]
         if workers > 1:
             start = wrapped.weights()
-            job = Job(data, settings, folder, self.resume, again, self.tensorboard, start)
-            weights, self.history = train_together(workers, job)
+            plan = Plan(data, settings, folder, self.resume, again, self.tensorboard, start)
+            weights, self.history = train_together(workers, plan)
             wrapped.load_weights(weights)
         else:
             _, run = train(lambda _: wrapped, data, settings, folder, self.resume, again, self.tensorboard)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import resnet_fifth  # noqa: F401  (it enters itself in the registry)
 
 from common import Architecture, initial_weights, load_backend
-from common.proof.compare import deviation
+from common.deviation import deviation
 
 ROUNDING, TRAINED = 1e-12, 1e-10  # float64: of one pass; of weights after some steps
 NETWORKS = {

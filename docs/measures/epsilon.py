@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from measures.shared import accuracy, cost, layers, test_images, trained
 
-from common.proof.compare import deviation
+from common.deviation import deviation
 from common.proof.traps import Trap
 from common.weights import Weights
 

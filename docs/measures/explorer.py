@@ -7,7 +7,7 @@ from typing import Any
 
 from measures.shared import accuracy, layers, test_images, trained, trap
 
-from common.proof.compare import deviation
+from common.deviation import deviation
 
 IMAGES = 200
 SIZES = (32, 33)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from common import architecture, load_backend
 from common.backend import BACKENDS
-from common.proof.compare import deviation
+from common.deviation import deviation
 from tests.docs.test_fifth import SUITE, pytest_over_the_fifth
 
 COUNT, PIXELS = 8, 96

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from common import Architecture, architecture, initial_weights
 from common.architecture import Block
-from common.proof.compare import deviation
+from common.deviation import deviation
 from common.proof.traps import Trap
 from common.weights import is_statistic
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from common import Architecture
 from common.data import full
 from common.data import resize as resized
-from common.proof.compare import deviation
+from common.deviation import deviation
 from common.proof.traps import Trap
 from common.weights import Weights
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from common import load_backend
 from common.architecture import Architecture
-from common.proof.compare import deviation, distance
+from common.deviation import deviation, distance
 from common.weights import Weights
 
 IMAGES = 1000

@@ -11,7 +11,7 @@ from measures.shared import cost, test_images, trained, trap
 
 import resnet_mxnet.training
 from common import load_backend
-from common.proof.compare import deviation, distance
+from common.deviation import deviation, distance
 from common.weights import is_statistic
 
 IMAGES = 8

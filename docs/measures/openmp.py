@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from common import load_backend
 from common.architecture import Architecture
 from common.backend import BACKENDS
-from common.proof.compare import PAUSE, deviation, distance, milliseconds
-from common.proof.workers import Elsewhere, Worker
+from common.deviation import deviation, distance
+from common.processes.workers import Worker
+from common.timing import PAUSE, Elsewhere, milliseconds
 from common.weights import Weights
 
 FRAMEWORKS = ("torch", "jax", "tf", "mxnet")

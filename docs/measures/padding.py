@@ -6,7 +6,7 @@ from typing import Any
 
 from measures.shared import cost, layers, test_images, trained, trap
 
-from common.proof.compare import deviation
+from common.deviation import deviation
 
 BOTH = "padding SAME in convolutions and"
 PARTS = {

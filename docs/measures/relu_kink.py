@@ -18,7 +18,7 @@ import resnet_torch.blocks
 from common import load_backend
 from common.architecture import Architecture
 from common.backend import BACKENDS, Evaluation
-from common.proof.compare import distance
+from common.deviation import distance
 from resnet_torch.layers import MaxPool2d
 
 IMAGES = 16  # in a batch

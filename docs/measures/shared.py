@@ -19,10 +19,10 @@ from common.backend import BACKENDS
 from common.bench.report import processor
 from common.data import FashionMNIST, full
 from common.data import resize as resized
+from common.deviation import deviation
 from common.pages import installed_version
-from common.proof.compare import deviation
 from common.proof.traps import TRAPS, Trap, port
-from common.training.runs import Settings
+from common.training.settings import Settings
 from common.weights import Weights
 
 SIZE = 32  # height and width the networks were trained on: even at every stride

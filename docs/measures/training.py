@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from common import Architecture, load_backend
 from common.data import full
-from common.proof.compare import deviation
+from common.deviation import deviation
 from resnet_torch import ResNet
 
 # As deep as ResNet-18, with a quarter of its channels, so that all the runs take minutes.

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 import resnet_mxnet  # noqa: F401  (MXNet is imported by way of it)
 from common import load_backend, oracle
 from common.architecture import Architecture
+from common.deviation import deviation
 from common.layout import nhwc
-from common.proof.compare import deviation
 from common.weights import Weights
 from resnet_jax.resnet import ResNet
 

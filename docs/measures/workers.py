@@ -9,9 +9,9 @@ from typing import Any
 from common import architecture, initial_weights, load_backend
 from common.backend import BACKENDS
 from common.data import FashionMNIST
-from common.proof.launcher import launch
-from common.proof.meeting import Seat, meeting
-from common.proof.together import deviations
+from common.processes.launcher import launch
+from common.processes.meeting import Seat, meeting
+from common.proof.workers import deviations
 from common.weights import Weights
 
 FRAMEWORKS = ("torch", "jax", "tf", "mxnet")

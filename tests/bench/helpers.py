@@ -7,7 +7,7 @@ from collections import Counter
 
 from common.architecture import Architecture
 from common.bench import measure
-from common.bench.measure import Bench, Cell, Contender, Job, Measured, Start
+from common.bench.measure import Bench, Cell, Contender, Measured, Start, Workload
 from common.errors import BadInput
 
 ARCH = Architecture(stages=((1, 4), (1, 6)), stem_channels=4)
@@ -51,25 +51,25 @@ def die() -> None:
     os._exit(1)
 
 
-def enter(contender: Contender, job: Job) -> Start:
+def enter(contender: Contender, workload: Workload) -> Start:
     """In place of `measure.enter`, in a worker."""
     if contender.precision == "bfloat16":
         raise BadInput("no bfloat16 in this backend; give float32 or float64")
-    measure._candidate = Fake(contender)  # type: ignore[assignment]
+    measure._runner = Fake(contender)  # type: ignore[assignment]
     return Start("a reference" if contender.reference else NAMES[contender.backend], 1.5, 0.5)
 
 
 def bench_of(*names: str, slower: float = 1.0) -> Bench:
     """A measurement of these backends, and of references one and a half times as quick."""
-    job = Job("small <net>", ARCH, (1, 32, 32), (1, 8, 64))
-    bench = Bench(job, elsewhere=0.02)
+    workload = Workload("small <net>", ARCH, (1, 32, 32), (1, 8, 64))
+    bench = Bench(workload, elsewhere=0.02)
     for i, name in enumerate(names):
         bench.products[name, "float32"] = 100.0 + i
         for contender in (OURS[name], THEIRS[name]):
             label = f"{NAMES[name]}'s <own>" if contender.reference else NAMES[name]
             bench.starts[contender] = Start(label, 1.5 + i, 0.5)
             for mode, cost in (("infer", 1), ("train", 4)):
-                for size in job.batch_sizes:
+                for size in workload.batch_sizes:
                     taken = slower * cost * (i + 2) * size / (1.5 if contender.reference else 1)
                     rounds = [[taken * share] * 3 for share in (1.0, 1.1, 0.9, 1.0, 1.0)]
                     memory = 2**20 * (300 + cost * size)

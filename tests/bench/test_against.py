@@ -12,8 +12,9 @@ import pytest
 
 from common.backend import BACKENDS
 from common.bench.against import Record, compare, read, show
+from common.bench.figures import Figures
 from common.bench.measure import Bench, Cell, Contender
-from common.bench.report import Report, results
+from common.bench.report import results
 from common.errors import BadInput
 from tests.bench.helpers import OURS, THEIRS, bench_of
 from tests.helpers import one_line
@@ -24,7 +25,7 @@ CELL = Cell(OURS["torch"], "train", 64)
 def written(bench: Bench) -> dict[str, Any]:
     """What bench.json would hold, once read again."""
     chosen = [replace(backend, packages=("numpy",)) for backend in BACKENDS.values()]
-    return json.loads(json.dumps(results(Report(bench, chosen)), allow_nan=False))
+    return json.loads(json.dumps(results(Figures(bench, chosen)), allow_nan=False))
 
 
 def record(bench: Bench) -> Record:
@@ -118,7 +119,7 @@ def saved(folder: Path, content: Any) -> Path:
 
 def test_an_earlier_measurement_is_read(tmp_path: Path) -> None:
     bench = bench_of("torch")
-    found = read(saved(tmp_path, written(bench)), bench.job)
+    found = read(saved(tmp_path, written(bench)), bench.workload)
     assert found.speeds == record(bench).speeds
 
 
@@ -158,7 +159,7 @@ def test_what_is_no_bench_json_is_one_line(tmp_path: Path, damage: Any) -> None:
     bench = bench_of("torch")
     path = saved(tmp_path, damage(written(bench)))
     with pytest.raises(BadInput) as error:
-        read(path, bench.job)
+        read(path, bench.workload)
     one_line(error, "old.json is not a bench.json; give one that")
 
 
@@ -175,14 +176,14 @@ def test_another_question_is_one_line(tmp_path: Path, name: str, value: Any, wor
     bench = bench_of("torch")
     path = saved(tmp_path, written(bench) | {name: value})
     with pytest.raises(BadInput) as error:
-        read(path, bench.job)
+        read(path, bench.workload)
     one_line(error, words, "ask for the same as then")
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as missing:
-        read(tmp_path / "old.json", bench_of("torch").job)
+        read(tmp_path / "old.json", bench_of("torch").workload)
     one_line(missing, "old.json not found; give a bench.json")
     with pytest.raises(BadInput) as folder:
-        read(tmp_path, bench_of("torch").job)
+        read(tmp_path, bench_of("torch").workload)
     one_line(folder, "cannot read")

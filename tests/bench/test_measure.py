@@ -17,17 +17,17 @@ from common.bench.measure import (
     ROUNDS,
     SECONDS,
     Bench,
-    Candidate,
     Cell,
     Contender,
-    Job,
+    Runner,
+    Workload,
     forget_peak,
     measure,
     peak_memory,
     said_of,
 )
 from common.errors import BadInput
-from common.proof.workers import Worker
+from common.processes.workers import Worker
 from tests.bench.helpers import ARCH, DIES, DIES_LATER, LACKS_MEMORY, OURS, RAISES, THEIRS, enter
 
 
@@ -39,7 +39,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measured(contenders: Sequence[Contender], *batch_sizes: int) -> Bench:
-    return measure(Job("small", ARCH, (1, 32, 32), batch_sizes), contenders)
+    return measure(Workload("small", ARCH, (1, 32, 32), batch_sizes), contenders)
 
 
 def cells_of(bench: Bench, contender: Contender) -> list[tuple[str, int]]:
@@ -50,7 +50,7 @@ def cells_of(bench: Bench, contender: Contender) -> list[tuple[str, int]]:
 def test_every_cell_is_measured_in_every_round() -> None:
     told: list[str] = []
     contenders = [OURS["torch"], THEIRS["torch"], OURS["tf"]]
-    bench = measure(Job("small", ARCH, (1, 32, 32), (1, 8)), contenders, told.append)
+    bench = measure(Workload("small", ARCH, (1, 32, 32), (1, 8)), contenders, told.append)
     assert bench.failures == {}
     for contender in contenders:
         assert cells_of(bench, contender) == [("infer", 1), ("infer", 8), ("train", 1), ("train", 8)]
@@ -185,24 +185,24 @@ def test_the_peak_is_that_since_it_was_forgotten() -> None:
 
 
 @pytest.fixture(scope="module")
-def oracle() -> Candidate:
-    return Candidate(Contender("oracle", "float64"), Job("small", ARCH, (1, 32, 32), (1, 2)))
+def oracle() -> Runner:
+    return Runner(Contender("oracle", "float64"), Workload("small", ARCH, (1, 32, 32), (1, 2)))
 
 
 @pytest.mark.parametrize("mode", measuring.MODES)
-def test_a_round_is_long_enough_and_no_longer(oracle: Candidate, mode: str) -> None:
+def test_a_round_is_long_enough_and_no_longer(oracle: Runner, mode: str) -> None:
     passes = oracle.time_round(mode, 2)
     assert FEWEST <= len(passes) <= MOST
     assert len(passes) == MOST or sum(passes) >= 1000 * SECONDS
     assert len(passes) == FEWEST or sum(passes[:-1]) < 1000 * SECONDS
 
 
-def test_a_slow_pass_is_counted_twice(oracle: Candidate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_pass_is_counted_twice(oracle: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "milliseconds", lambda run: 5000.0)
     assert oracle.time_round("infer", 1) == [5000.0] * FEWEST
 
 
-def test_training_trains_and_inference_does_not(oracle: Candidate) -> None:
+def test_training_trains_and_inference_does_not(oracle: Runner) -> None:
     def weight() -> float:
         return float(oracle.model.weights()["last.weight"].sum())
 
@@ -218,5 +218,5 @@ def test_no_program_is_taken_from_a_cache(monkeypatch: pytest.MonkeyPatch) -> No
     entry = Backend("torch", "fake", "common.oracle", ("numpy",), "", uncached={"SUCH_A_CACHE": "off"})
     monkeypatch.setitem(BACKENDS, "torch", entry)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    Candidate(Contender("torch", "float64"), Job("small", ARCH, (1, 32, 32), (1,)))
+    Runner(Contender("torch", "float64"), Workload("small", ARCH, (1, 32, 32), (1,)))
     assert os.environ["SUCH_A_CACHE"] == "off"

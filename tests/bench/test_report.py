@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from common.backend import BACKENDS
-from common.bench.measure import PRODUCT, Bench, Cell, Contender, Job, Start
-from common.bench.report import KIND, Ratio, Report, number, results, show, write
-from common.proof.compare import Spread
+from common.bench.figures import Figures, Ratio, number
+from common.bench.measure import PRODUCT, Bench, Cell, Contender, Start, Workload
+from common.bench.report import KIND, results, show, write
+from common.timing import Spread
 from tests.bench.helpers import ARCH, OURS, THEIRS, bench_of
 
 if TYPE_CHECKING:
@@ -23,21 +24,21 @@ if TYPE_CHECKING:
 INFER_8 = Cell(OURS["mxnet"], "infer", 8)
 
 
-def report_of(bench: Bench) -> Report:
+def report_of(bench: Bench) -> Figures:
     """As if every framework were installed, but for JAX."""
     chosen = [
         replace(backend, packages=("no_such_framework" if backend.name == "jax" else "numpy",))
         for backend in BACKENDS.values()
     ]
-    return Report(bench, chosen)
+    return Figures(bench, chosen)
 
 
 @pytest.fixture
-def report() -> Report:
+def report() -> Figures:
     return report_of(bench_of("mxnet", "torch"))
 
 
-def test_figures_are_what_they_say(report: Report) -> None:
+def test_figures_are_what_they_say(report: Figures) -> None:
     """A pass of 8 images takes 16 ms, in the rounds 16, 17.6, 14.4, 16 and 16."""
     speed = report.speed(INFER_8)
     assert (speed.median, speed.quickest, speed.slowest) == pytest.approx((500, 8000 / 14.4, 8000 / 17.6))
@@ -50,7 +51,7 @@ def test_figures_are_what_they_say(report: Report) -> None:
     assert report.share(train) == pytest.approx(report.share(INFER_8) * 3 / 4)
 
 
-def test_the_ratio_is_of_rounds_side_by_side(report: Report) -> None:
+def test_the_ratio_is_of_rounds_side_by_side(report: Figures) -> None:
     assert report.ratios()[INFER_8].median == pytest.approx(1 / 1.5)
     ours, theirs = report.bench.cells[INFER_8], Cell(THEIRS["mxnet"], "infer", 8)
     ours.rounds = [[10.0, 10.0, 99.0], [20.0], [40.0], [40.0], [40.0]]
@@ -60,7 +61,7 @@ def test_the_ratio_is_of_rounds_side_by_side(report: Report) -> None:
     assert INFER_8 not in report.ratios()
 
 
-def test_what_failed_is_no_figure_in_any_table(report: Report) -> None:
+def test_what_failed_is_no_figure_in_any_table(report: Figures) -> None:
     del report.bench.cells[INFER_8]
     report.bench.failures[str(INFER_8)] = "out of memory; give a smaller batch"
     del report.bench.cells[Cell(OURS["mxnet"], "infer", 64)]
@@ -80,7 +81,7 @@ def test_numbers_have_three_digits() -> None:
     ]
 
 
-def test_bench_json_has_every_figure(report: Report, tmp_path: Path) -> None:
+def test_bench_json_has_every_figure(report: Figures, tmp_path: Path) -> None:
     found = write(report, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.html", "bench.json"]
     loaded = json.loads((tmp_path / "bench.json").read_text())
@@ -112,7 +113,7 @@ def test_bench_json_has_every_figure(report: Report, tmp_path: Path) -> None:
     assert loaded["busy_elsewhere"] == 0.02
 
 
-def test_a_busy_machine_is_said(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_busy_machine_is_said(report: Figures, capsys: pytest.CaptureFixture[str]) -> None:
     show(report)
     assert "busy" not in capsys.readouterr().out
     report.bench.elsewhere = 0.42
@@ -121,7 +122,7 @@ def test_a_busy_machine_is_said(report: Report, capsys: pytest.CaptureFixture[st
 
 
 def test_nothing_measured_is_shown_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench = Bench(Job("small", ARCH, (1, 32, 32), (1,)), failures={"jax float32": "no GPU"})
+    bench = Bench(Workload("small", ARCH, (1, 32, 32), (1,)), failures={"jax float32": "no GPU"})
     report = report_of(bench)
     show(report)
     assert "jax float32: no GPU" in capsys.readouterr().out
@@ -135,12 +136,12 @@ def one_contender(bench: Bench) -> None:
 
 
 def one_mode(bench: Bench) -> None:
-    bench.job = replace(bench.job, modes=("train",))
+    bench.workload = replace(bench.workload, modes=("train",))
     bench.cells = {cell: m for cell, m in bench.cells.items() if cell.mode == "train"}
 
 
 def one_batch(bench: Bench) -> None:
-    bench.job = replace(bench.job, batch_sizes=(8,))
+    bench.workload = replace(bench.workload, batch_sizes=(8,))
     bench.cells = {cell: m for cell, m in bench.cells.items() if cell.batch_size == 8}
 
 
@@ -158,7 +159,7 @@ def no_peak(bench: Bench) -> None:
 
 
 def a_gpu(bench: Bench) -> None:
-    bench.job = replace(bench.job, device="gpu")
+    bench.workload = replace(bench.workload, device="gpu")
     for measured in bench.cells.values():
         measured.device_memory = 5 * 2**30
 
@@ -174,7 +175,7 @@ def other_precisions(bench: Bench) -> None:
     "change", [one_contender, one_mode, one_batch, no_training, no_memory, no_peak, a_gpu, other_precisions]
 )
 def test_whatever_is_missing_the_rest_is_shown(
-    report: Report, change: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    report: Figures, change: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(report.bench)
     show(report)
@@ -217,6 +218,6 @@ def test_the_page_has_the_figures_and_plots(browser: webdriver.Chrome, page: Pat
     assert set(requested) == {page.as_uri()}
 
 
-def test_a_spread_is_of_the_rounds_not_of_the_passes(report: Report) -> None:
+def test_a_spread_is_of_the_rounds_not_of_the_passes(report: Figures) -> None:
     report.bench.cells[INFER_8].rounds = [[1.0, 8.0, 8.0], [16.0, 16.0, 99.0]]
     assert report.speed(INFER_8) == Spread(8000 / 12, 1000.0, 500.0)

@@ -13,7 +13,8 @@ import pytest
 
 from common.architecture import architecture
 from common.backend import BACKENDS
-from common.bench.report import Report, results
+from common.bench.figures import Figures
+from common.bench.report import results
 from tests.bench.helpers import bench_of
 from tests.cli.commands import command, run_here
 from tests.helpers import hide
@@ -116,7 +117,7 @@ def test_the_frameworks_own_network_stands_beside(
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """What measures has these figures at once."""
-    monkeypatch.setattr("common.bench.measure.measure", lambda job, contenders, tell: bench_of("torch"))
+    monkeypatch.setattr("common.bench.measure.measure", lambda workload, contenders, tell: bench_of("torch"))
 
 
 @pytest.mark.usefixtures("measured")
@@ -128,7 +129,7 @@ def test_what_became_slower_decides_the_exit_code(
     tmp_path: Path, slower: float, exit_code: int, verdict: str
 ) -> None:
     """The earlier measurement was so much slower."""
-    old = results(Report(bench_of("torch", slower=slower), []))
+    old = results(Figures(bench_of("torch", slower=slower), []))
     old |= {"input_shape": [1, 96, 96], "architecture": json.loads(architecture("resnet18").to_json())}
     (tmp_path / "old.json").write_text(json.dumps(old))
     done = run_here("bench", "resnet18", "--out", tmp_path, "--against", tmp_path / "old.json")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common import Architecture
-from common.proof.compare import distance
+from common.deviation import distance
 from tests.docs.conftest import ROOT
 
 torch = pytest.importorskip("torch")

@@ -10,21 +10,11 @@ import pytest
 
 from common.architecture import Architecture
 from common.backend import BACKENDS
+from common.deviation import deviation, distance, worst_gradient
 from common.pages import installed_version
-from common.proof.compare import (
-    Candidate,
-    Comparison,
-    Evidence,
-    Job,
-    Spread,
-    Timing,
-    deviation,
-    distance,
-    judge,
-    quantities,
-    worst_gradient,
-)
+from common.proof.compare import Candidate, Comparison, Evidence, Job, Timing, judge, quantities
 from common.proof.report import Report, results, show
+from common.timing import Spread
 from common.weights import initial_weights
 from tests.proof.helpers import evidence_of
 

@@ -19,9 +19,9 @@ import pytest
 from common import initial_weights, load_checkpoint, training
 from common.backend import BACKENDS
 from common.proof import compare as comparing
-from common.proof import together
+from common.proof import workers as proving
 from common.training.runs import Record, read_history
-from common.training.together import Job, train_together
+from common.training.together import Plan, train_together
 from common.weights import Weights, is_statistic
 from tests.cli.commands import run, wait_for
 from tests.helpers import deviation
@@ -34,22 +34,22 @@ SOON = 30  # seconds within which all ends
 Found = tuple[Weights, list[Record]]
 
 
-def job(backend: str, folder: Path, resume: bool = False) -> Job:
+def plan(backend: str, folder: Path, resume: bool = False) -> Plan:
     """Four epochs of five batches, the last of three images, which no number of workers divides."""
     data = tiny_data(limit_train=35)
     run = settings(backend, data, SMALL, epochs=4, precision="float64")
-    return Job(data, run, folder, resume, "the command")
+    return Plan(data, run, folder, resume, "the command")
 
 
 @cache
 def alone(backend: str, folder: Path) -> Found:
-    model, run = job(backend, folder / backend).train()
+    model, run = plan(backend, folder / backend).train()
     return model.weights(), run.history
 
 
 @cache
 def two(backend: str, folder: Path) -> Found:
-    return train_together(2, job(backend, folder / f"{backend}-2"))
+    return train_together(2, plan(backend, folder / f"{backend}-2"))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_two_workers_are_one(backend: str, module_folder: Path) -> None:
 
 
 def test_four_workers_are_one(backend: str, module_folder: Path, tmp_path: Path) -> None:
-    found = train_together(4, job(backend, tmp_path / "run"))
+    found = train_together(4, plan(backend, tmp_path / "run"))
     assert_same_run(found, alone(backend, module_folder))
     assert_same_run(found, alone("oracle", module_folder))
 
@@ -89,11 +89,11 @@ import sys
 from pathlib import Path
 from common.errors import Stopped
 from common.training.together import train_together
-from tests.scale.test_together import job
+from tests.scale.test_together import plan
 
 if __name__ == "__main__":
     try:
-        train_together(2, job(sys.argv[1], Path(sys.argv[2]), resume=len(sys.argv) > 3))
+        train_together(2, plan(sys.argv[1], Path(sys.argv[2]), resume=len(sys.argv) > 3))
     except Stopped as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
@@ -157,7 +157,7 @@ def test_a_signal_to_one_worker_stops_all_after_the_same_step(
     steps = [record for record in read_history(tmp_path / "run") if record["event"] == "step"]
     assert said == f"stopped after step {len(steps)}; go on with: the command\n"
 
-    model, one = job(backend, tmp_path / "run", resume=True).train()  # the number of workers may change
+    model, one = plan(backend, tmp_path / "run", resume=True).train()  # the number of workers may change
     assert_same_run((model.weights(), one.history), alone(backend, module_folder))
 
 
@@ -196,8 +196,8 @@ def test_workers_that_differ_are_a_difference(monkeypatch: pytest.MonkeyPatch) -
     found = comparing.Comparison(work)
     found.evidence["torch", "float64"] = evidence_of(work)
     other = found.evidence["torch", "float64"].trained | {"b1.bn.running_mean": np.ones(4)}
-    monkeypatch.setattr(together, "launch", lambda *arguments: other)
-    together.compare_workers(found, ["oracle", "torch"], 2)
+    monkeypatch.setattr(proving, "launch", lambda *arguments: other)
+    proving.compare_workers(found, ["oracle", "torch"], 2)
     assert found.workers["weights, 2 steps on, 2 workers"] == {"torch": 0.0}
     (line,) = found.differences
     assert line.startswith("torch: running statistics, 2 steps on, 2 workers")

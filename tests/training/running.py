@@ -11,7 +11,8 @@ import pytest
 from common import initial_weights, training
 from common.architecture import Architecture
 from common.data import FashionMNIST
-from common.training.runs import Run, Settings
+from common.training.runs import Run
+from common.training.settings import Settings
 from common.weights import Weights
 from tests.helpers import build
 

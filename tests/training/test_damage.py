@@ -21,7 +21,8 @@ from common.cli.options import open_checkpoint
 from common.errors import BadInput, Stopped
 from common.training import curves
 from common.training.progress import show_runs
-from common.training.runs import Checkpoint, Position, Record, Run, Settings, read_history
+from common.training.runs import Checkpoint, Position, Record, Run, read_history
+from common.training.settings import Settings
 from common.weights import Weights, load_metadata, tensors_sha256
 from tests.damage import flips
 from tests.helpers import one_line

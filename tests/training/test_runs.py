@@ -21,7 +21,8 @@ from common import initial_weights, load_checkpoint, training
 from common.backend import load_backend
 from common.data import FashionMNIST
 from common.errors import BadInput, Stopped
-from common.training.runs import Run, Settings, is_finished, read_history, read_settings
+from common.training.runs import Run, is_finished, read_history, read_settings
+from common.training.settings import Settings
 from tests.helpers import deviation, one_line
 from tests.training.running import (
     TINY,

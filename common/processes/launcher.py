@@ -13,8 +13,8 @@ from types import FrameType
 from typing import Any
 
 from common.errors import BadInput, Stopped
-from common.proof.meeting import GRACE, Seat, free_address
-from common.proof.workers import Worker, share_cores
+from common.processes.meeting import GRACE, Seat, free_address
+from common.processes.workers import Worker, share_cores
 
 FINISHING = b"\nfinishing this step and saving; once more stops at once\n"
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from common.errors import BadInput
-from common.group import ALONE, Group
-from common.proof.meeting import Seat, free_address, meeting
+from common.processes.group import ALONE, Group
+from common.processes.meeting import Seat, free_address, meeting
 from tests.cli.commands import SHORT, run_here
 from tests.helpers import one_line
 
@@ -145,7 +145,7 @@ def test_another_program_that_calls_is_not_minded() -> None:
 
 LOST = """
 import os, sys, time
-from common.proof.meeting import Seat, meeting
+from common.processes.meeting import Seat, meeting
 with meeting(Seat(sys.argv[1], int(sys.argv[2]), 3), {}):
     if sys.argv[2] == sys.argv[3]:
         os.kill(os.getpid(), 9)

@@ -10,11 +10,12 @@ from contextlib import closing
 
 import pytest
 
-from common.proof.workers import PROC_STAT, Elsewhere, Worker, quiet
+from common.processes.workers import Worker, quiet
+from common.timing import PROC_STAT, Elsewhere
 
 PRELUDE = """
 import os, sys
-from common.proof.workers import quiet
+from common.processes.workers import quiet
 with quiet("go on with: the command"):
     os.write(2, b"a greeting\\n" * 50 + b"terminate called: out of memory\\n")
 """

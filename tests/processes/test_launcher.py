@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from common.proof.launcher import FINISHING
+from common.processes.launcher import FINISHING
 
 ROOT = Path(__file__).parents[2]
 
 STUBBORN = """
 import signal, time
-from common.proof.launcher import launch
+from common.processes.launcher import launch
 
 def wait(seat):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -34,8 +34,8 @@ import sys
 import numpy as np
 from common import load_backend
 from common.architecture import Architecture
-from common.proof.launcher import launch
-from common.proof.meeting import meeting
+from common.processes.launcher import launch
+from common.processes.meeting import meeting
 
 def losses(seat, backend):
     images = np.random.default_rng(0).random((4, 1, 32, 32), "float32")
@@ -51,8 +51,8 @@ if __name__ == "__main__":
 
 SERVERLESS = """
 from common import architecture, load_backend
-from common.proof.launcher import WorkerLost, launch
-from common.proof.meeting import meeting
+from common.processes.launcher import WorkerLost, launch
+from common.processes.meeting import meeting
 
 def build(seat):
     import resnet_mxnet.backend

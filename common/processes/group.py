@@ -8,14 +8,14 @@ from typing import Any, Protocol, TypeVar
 from common.errors import BadInput
 
 
-class Row(Protocol):
+class Sliceable(Protocol):
     """What has a length and can be cut: an array, a list."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, part: slice, /) -> Any: ...
 
 
-R = TypeVar("R", bound=Row)
+R = TypeVar("R", bound=Sliceable)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import BadInput, Stopped, end_process
-from common.group import ALONE, Group
+from common.processes.group import ALONE, Group
 
 PATIENCE = 45.0  # seconds until all workers must have come
 GRACE = 3.0  # seconds a worker has to stop for the same reason as another

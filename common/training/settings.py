@@ -1,0 +1,105 @@
+"""What decides how a run goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import BadInput
+from common.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides how a run goes: equal settings are the same run, in every backend.
+
+    Attributes:
+        backend: who computes.
+        architecture: the network, as `Architecture.to_json` writes it.
+        lr: the highest learning rate; `schedule` "constant" keeps it, "cosine" takes it to 0.
+        warmup_epochs: epochs over which the learning rate first rises from 0 to `lr`.
+        augment: any of "flip" and "crop".
+        precision: "float32", "float64", "bfloat16" or "tf32".
+        data: which images, in words; `limit_train` and `limit_val` take the first so many.
+        resize: height and width the network sees.
+        compile: whether PyTorch compiles its network, as the others always do.
+        classes: names of an image folder's classes, which the checkpoints keep; else none.
+        normalize: "imagenet" or "none", as `data.ImageFolder` has it; `val_share` and `skip_bad`, too.
+        weights: SHA-256 of the weights the run starts from; empty where they are drawn from the seed.
+
+    The fields that are those of a `Recipe` say here what they say there.
+    """
+
+    backend: str
+    architecture: str
+    epochs: int
+    batch_size: int
+    resize: tuple[int, int]
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: str
+    warmup_epochs: int
+    augment: tuple[str, ...]
+    precision: str
+    device: str
+    seed: int
+    limit_train: int | None
+    limit_val: int | None
+    data: str
+    compile: bool = False
+    classes: tuple[str, ...] = ()
+    normalize: str = "none"
+    val_share: float | None = None
+    skip_bad: bool = False
+    weights: str = ""
+    label_smoothing: float = 0.0
+    no_decay_norm: bool = False
+    lr_backbone: float = 1.0
+    freeze: str = ""
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("resize", "augment", "classes"):  # lists, from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _ = self.recipe  # checks its own
+        for name, least in (("epochs", 1), ("warmup_epochs", 0)):
+            if not least <= getattr(self, name) < np.inf:
+                raise BadInput(f"{name} must be {least} or more, not {getattr(self, name)}")
+        if not 0 < self.lr < np.inf:
+            raise BadInput(f"lr must be above 0, not {self.lr}")
+        if self.schedule not in ("constant", "cosine"):
+            raise BadInput(f"unknown schedule {self.schedule!r}; give constant or cosine")
+        if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
+            raise BadInput(
+                f"warmup_epochs ({self.warmup_epochs}) leaves the cosine none of {self.epochs} epochs"
+            )
+
+    def metadata(self) -> dict[str, str]:
+        """What a checkpoint says of an image folder: its classes, and how images are prepared."""
+        if not self.classes:
+            return {}
+        return {
+            "classes": json.dumps(self.classes, ensure_ascii=False),
+            "normalize": self.normalize,
+            "resize": json.dumps(self.resize),
+            "data": self.data,
+            "val_share": json.dumps(self.val_share),
+        }
+
+    @property
+    def recipe(self) -> Recipe:
+        """What a step is, besides its learning rate."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
+
+    def differences(self, other: Settings) -> list[str]:
+        """One line for each setting that is not the same: "lr is 0.1, not 0.01"."""
+        return [
+            f"{field.name} is {getattr(self, field.name)}, not {getattr(other, field.name)}"
+            for field in dataclasses.fields(self)
+            if field.name != "classes"  # which `data` speaks for
+            and getattr(self, field.name) != getattr(other, field.name)
+        ]
