@@ -163,7 +163,7 @@ def train(backend: str, model: Any, images: FashionMNIST) -> float:
         **images.settings(),
     )
     with tempfile.TemporaryDirectory() as folder:
-        _, found = training.train(lambda _: model, images, run, Path(folder) / "run", False, "")
+        _, found = training.train(lambda _: model, images, run, Path(folder) / "run", False)
     return found.history[-1]["images_per_second"]
 
 

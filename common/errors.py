@@ -1,11 +1,19 @@
 """What can go wrong, as exceptions whose text is the one line a person reads."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
 class BadInput(ValueError):
-    """Bad input: the message says what is wrong and what to do."""
+    """Bad input: the message says what is wrong and what to do.
+
+    Attributes:
+        resumable: whether it cut a training run short that can be resumed.
+    """
+
+    resumable = False
 
 
 class MissingFile(BadInput, FileNotFoundError):
@@ -20,14 +28,27 @@ class MissingBackend(BadInput):
 
 
 class Stopped(RuntimeError):
-    """A training run that ended early; the message says where, why, and how to go on."""
+    """A training run that ended early; the message says where and why.
 
-    def __init__(self, message: str, exit_code: int = 1) -> None:
+    Attributes:
+        exit_code: of the command.
+        resumable: whether the run can be resumed.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1, resumable: bool = False) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.resumable = exit_code, resumable
 
-    def __reduce__(self) -> tuple:  # of another process
-        return type(self), (str(self), self.exit_code)
+
+@contextmanager
+def telling_how_to_resume(how: str) -> Iterator[None]:
+    """Add to the message of what cuts a run short how to resume it, where it can be resumed."""
+    try:
+        yield
+    except (BadInput, Stopped) as error:
+        if error.resumable:
+            error.args = (f"{error}; go on with: {how}",)
+        raise
 
 
 def end_process(why: str) -> NoReturn:

@@ -78,9 +78,8 @@ def choose_backends(names: str | None) -> list[Backend]:
     if names is None:
         return list(BACKENDS.values())
     chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
-    for name in chosen:
-        find_backend(name)  # an unknown name is said before a missing framework
-    return [load_backend(name) for name in chosen]
+    known = [find_backend(name) for name in chosen]  # an unknown name is said before a missing framework
+    return [load_backend(backend.name) for backend in known]
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

@@ -34,6 +34,17 @@ def resize(images: ArrayLike, size: tuple[int, int], dtype: str = "float32") -> 
         ValueError: for images of another shape or type, a size below 1, or an unknown dtype.
     """
     images = np.asarray(images)
+    check_resizable(images, size, dtype)
+    values = images.astype(dtype)
+    if images.dtype == np.uint8:
+        values /= 255
+    _, height, width = images.shape
+    # Along one axis bilinear interpolation is a matrix; small dense products beat gathering.
+    return _interpolation(height, size[0], dtype) @ values @ _interpolation(width, size[1], dtype).T
+
+
+def check_resizable(images: NDArray, size: tuple[int, int], dtype: str) -> None:
+    """Raise `ValueError` unless `resize` can make images of this size and type of these."""
     if dtype not in ("float32", "float64"):
         raise BadInput(f"unknown dtype {dtype!r}; give float32 or float64")
     if images.ndim != 3 or 0 in images.shape[1:]:
@@ -41,13 +52,6 @@ def resize(images: ArrayLike, size: tuple[int, int], dtype: str = "float32") -> 
     if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise BadInput(f"images must be uint8 or floating point, not {images.dtype}")
     check_size("size", size)
-
-    values = images.astype(dtype)
-    if images.dtype == np.uint8:
-        values /= 255
-    _, height, width = images.shape
-    # Along one axis bilinear interpolation is a matrix; small dense products beat gathering.
-    return _interpolation(height, size[0], dtype) @ values @ _interpolation(width, size[1], dtype).T
 
 
 def flip(images: NDArray, turned: NDArray[np.bool_]) -> NDArray:
@@ -128,7 +132,7 @@ class ArrayBatches(Batches):
             raise BadInput(
                 f"{count} images make no batch of {batch_size}; give more, or a smaller batch_size"
             )
-        resize(images[:0], size, dtype)  # speaks up now, not at the first batch
+        check_resizable(np.asarray(images), size, dtype)  # now, not at the first batch
 
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.size, self.channels, self.dtype, self.augment = size, channels, dtype, augment

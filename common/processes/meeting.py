@@ -42,14 +42,18 @@ class Seat:
             raise BadInput(f"--workers must be 1 or more, not {self.workers}")
         if not 0 <= self.rank < self.workers:
             raise BadInput(f"--rank must be from 0 to {self.workers - 1}, not {self.rank}")
-        _ = self.address  # speaks up if it is none
+        self.check_address()
+
+    def check_address(self) -> None:
+        """Raise `ValueError` unless the coordinator is a host and a port."""
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise BadInput(f"--coordinator must be HOST:PORT, such as host0:29500, not {self.coordinator!r}")
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port."""
         host, _, port = self.coordinator.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-            raise BadInput(f"--coordinator must be HOST:PORT, such as host0:29500, not {self.coordinator!r}")
         return host, int(port)
 
 

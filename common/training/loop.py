@@ -88,7 +88,6 @@ def train(
     settings: Settings,
     folder: str | os.PathLike[str],
     resume: bool,
-    resume_with: str,
     tensorboard: bool = False,
     group: Group = ALONE,
 ) -> tuple[Model, Run]:
@@ -98,7 +97,6 @@ def train(
 
     Args:
         build: makes the model of a backend, once all that needs no framework has been checked.
-        resume_with: what a person types or calls to go on.
         tensorboard: write event files, too.
         group: the workers of the run, each of which calls this; `build` makes a model of the same group. The
             first writes, all must see the folder to go on.
@@ -109,15 +107,15 @@ def train(
             the last checkpoint stays as it was.
     """
     if tensorboard:
-        _summary_writer()  # speaks up if it is missing
+        check_tensorboard()
     check_fits(Architecture.from_json(settings.architecture), data)
     data.check()
     checkpoint = None
     kind = Follower if group.rank else Run
     if resume:
-        run, checkpoint = kind.resume(folder, settings, resume_with)
+        run, checkpoint = kind.resume(folder, settings)
     else:
-        run = kind.start(folder, settings, resume_with)
+        run = kind.start(folder, settings)
     try:
         model = build(settings.backend)
     except BadInput:
@@ -128,8 +126,10 @@ def train(
     try:
         training.go()
     except BadInput as error:
-        again = f"go on with: {resume_with}" if is_run(run.folder) else "start a new run"
-        raise BadInput(f"{error}; {run.kept()}; {again}") from None
+        is_there = is_run(run.folder)
+        cut_short = BadInput(f"{error}; {run.kept()}{'' if is_there else '; start a new run'}")
+        cut_short.resumable = is_there
+        raise cut_short from None
     return model, run
 
 
@@ -140,7 +140,6 @@ def train_all(
     settings: Settings,
     folder: str | os.PathLike[str],
     resume: bool,
-    resume_with: str,
 ) -> dict[str, list[Record]]:
     """The same run in one backend after another, each in a folder of its name; then all in one picture.
 
@@ -154,7 +153,7 @@ def train_all(
     if resume:
         Run.check_settings(folder, settings)
     else:
-        whole = Run.start(folder, settings, resume_with)
+        whole = Run.start(folder, settings)
     histories: dict[str, list[Record]] = {}
     finished = []
     for name in names:
@@ -227,8 +226,10 @@ class _Training:
             self.save()
         self.writer = None
         if tensorboard and not self.group.rank:
+            from tensorboardX import SummaryWriter
+
             events = str(run.folder / "tensorboard")
-            self.writer = _summary_writer()(events, purge_step=self.position.step + 1)
+            self.writer = SummaryWriter(events, purge_step=self.position.step + 1)
         self.saved_at = time.perf_counter()
 
     def go(self) -> None:
@@ -271,7 +272,7 @@ class _Training:
             before, begun = begun, Step(found, lr, self.whole(number, len(y)))
             if before:
                 self.finish(before)
-            if self.is_stopped() or time.perf_counter() - self.saved_at > SAVE_SECONDS:
+            if self.poll_signals() or time.perf_counter() - self.saved_at > SAVE_SECONDS:
                 self.finish(begun)
                 begun = None
                 self.save()
@@ -338,11 +339,14 @@ class _Training:
         self.save()
         if not self.group.rank:
             curves.draw(self.run.folder, {self.settings.backend: self.run.history})
-        self.is_stopped()
+        self.poll_signals()
         self.stop_if_asked()
 
-    def is_stopped(self) -> bool:
-        """Whether a signal has come to any worker; all ask after the same step, and get the same answer."""
+    def poll_signals(self) -> bool:
+        """Note in `stopped` which signal has come to any worker, if one has; returns whether.
+
+        All workers call this after the same step, and get the same answer.
+        """
         number = self.signals[0] if self.signals else 0
         numbers, workers = self.model.sum([number, bool(number)])
         self.stopped = int(numbers / workers) if workers else 0
@@ -371,26 +375,24 @@ class _Training:
     def until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, unless a signal comes; several workers, who have different batches, finish them."""
         for batch in batches:
-            if self.group.workers == 1 and self.is_stopped():
+            if self.group.workers == 1 and self.poll_signals():
                 self.stop_if_asked()
             yield batch
 
     def stop_if_asked(self) -> None:
         """Raise `Stopped` after a signal, unless the run is complete."""
         if self.stopped and self.position.epoch < self.settings.epochs:
-            raise Stopped(
-                f"stopped after step {self.position.step}; go on with: {self.run.resume_with}",
-                exit_code=128 + self.stopped,
-            )
+            stopped_at = f"stopped after step {self.position.step}"
+            raise Stopped(stopped_at, exit_code=128 + self.stopped, resumable=True)
 
 
-def _summary_writer() -> Any:
+def check_tensorboard() -> None:
+    """Raise `ValueError` unless event files for TensorBoard can be written."""
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX  # noqa: F401
     except ImportError:
         install = 'pip install "resnet-tabs[tensorboard]"'
         raise BadInput(f"TensorBoard files need tensorboardX; run: {install}") from None
-    return SummaryWriter
 
 
 @contextmanager

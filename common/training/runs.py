@@ -39,7 +39,6 @@ from common.weights import (
     read_with_sums,
     save_checkpoint,
     some,
-    tensors_sha256,
     write_with_sums,
 )
 
@@ -90,23 +89,22 @@ class Checkpoint:
     state: Weights
     position: Position
     name: str  # "last", or "previous" where that is not whole
-    history_sha256: str  # of the history up to here; empty in runs of before there was one
+    history_sha256: str  # of the history up to here
     warning: str = ""  # what is not as it was written, in one line
 
 
 class Run:
-    """The folder of a run. `resume_with` is what a person types or calls to go on with it."""
+    """The folder of a run."""
 
-    def __init__(self, folder: str | os.PathLike[str], settings: Settings, resume_with: str) -> None:
+    def __init__(self, folder: str | os.PathLike[str], settings: Settings) -> None:
         self.folder = Path(folder)
         self.settings = settings
         self.arch = Architecture.from_json(settings.architecture)
-        self.resume_with = resume_with
         self.history: list[Record] = []
         self._history_sha256 = hashlib.sha256()
 
     @classmethod
-    def start(cls, folder: str | os.PathLike[str], settings: Settings, resume_with: str) -> Run:
+    def start(cls, folder: str | os.PathLike[str], settings: Settings) -> Run:
         """A new run.
 
         Raises:
@@ -114,7 +112,7 @@ class Run:
         """
         if is_run(folder):
             raise BadInput(f"{folder} already holds a run; go on with it (--resume) or choose another folder")
-        run = cls(output_folder(folder), settings, resume_with)
+        run = cls(output_folder(folder), settings)
         write_atomically(run.folder / "history.jsonl", "")
         fields = dataclasses.asdict(settings)
         fields["sha256"] = _fields_sha256(fields)
@@ -122,7 +120,7 @@ class Run:
         return run
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], resume_with: str = "") -> tuple[Run, Checkpoint | None]:
+    def load(cls, folder: str | os.PathLike[str]) -> tuple[Run, Checkpoint | None]:
         """A run on disk and its last whole checkpoint, with the history up to there.
 
         There is no checkpoint when the run was killed before its first.
@@ -131,7 +129,7 @@ class Run:
             FileNotFoundError: if the folder is not a run.
             ValueError: if its run.json is damaged, or no checkpoint is whole.
         """
-        run = cls(folder, read_settings(folder), resume_with)
+        run = cls(folder, read_settings(folder))
         checkpoint = run._restore()
         if not checkpoint:
             return run, None
@@ -145,9 +143,7 @@ class Run:
         return run, dataclasses.replace(checkpoint, warning="; ".join(problems))
 
     @classmethod
-    def resume(
-        cls, folder: str | os.PathLike[str], settings: Settings, resume_with: str
-    ) -> tuple[Run, Checkpoint | None]:
+    def resume(cls, folder: str | os.PathLike[str], settings: Settings) -> tuple[Run, Checkpoint | None]:
         """A run that was stopped, as `load` gives it, made ready to go on.
 
         Raises:
@@ -155,7 +151,7 @@ class Run:
             ValueError: if the settings are not the run's, it is finished, or no checkpoint is whole.
         """
         cls.check_settings(folder, settings)
-        run, checkpoint = cls.load(output_folder(folder), resume_with)
+        run, checkpoint = cls.load(output_folder(folder))
         if checkpoint and checkpoint.name == "previous":
             run._rename("previous", "last")  # or the next save would put the damaged one in its place
         if checkpoint and checkpoint.position.epoch >= settings.epochs:
@@ -205,7 +201,7 @@ class Run:
 
     def _history_problem(self, checkpoint: Checkpoint) -> str:
         """What is not as it was written in the history up to a checkpoint, in words."""
-        whole = checkpoint.history_sha256 in ("", self._history_sha256.hexdigest())
+        whole = checkpoint.history_sha256 == self._history_sha256.hexdigest()
         gaps = []
         for event, last in (("step", checkpoint.position.step), ("epoch", checkpoint.position.epoch)):
             expected = range(1, last + 1)
@@ -292,31 +288,25 @@ class Run:
         state, metadata = read_with_sums(path)
         try:
             position = Position(**json.loads(metadata["position"]))
-            sums = metadata["weights_sha256"], metadata.get("state_sha256")
+            weights_sha256, history_sha256 = metadata["weights_sha256"], metadata["history_sha256"]
         except (ValueError, TypeError, KeyError) as error:
             raise BadInput(f"checkpoint {path} is damaged ({error})") from None
-        expected = (
-            load_metadata(weights_path).get("tensors_sha256") or tensors_sha256(weights),
-            tensors_sha256(state) if sums[1] else None,  # in runs of before every file had its own sums
-        )
-        if sums != expected:
+        if weights_sha256 != load_metadata(weights_path).get("tensors_sha256"):
             raise BadInput(f"checkpoint {weights_path} and {path.name} do not belong together")
-        return Checkpoint(weights, state, position, name, metadata.get("history_sha256", ""))
+        return Checkpoint(weights, state, position, name, history_sha256)
 
 
 class Follower(Run):
     """A run as a worker that is not the first has it: it reads, and leaves the writing to the first."""
 
     @classmethod
-    def start(cls, folder: str | os.PathLike[str], settings: Settings, resume_with: str) -> Follower:
-        return cls(folder, settings, resume_with)
+    def start(cls, folder: str | os.PathLike[str], settings: Settings) -> Follower:
+        return cls(folder, settings)
 
     @classmethod
-    def resume(
-        cls, folder: str | os.PathLike[str], settings: Settings, resume_with: str
-    ) -> tuple[Run, Checkpoint | None]:
+    def resume(cls, folder: str | os.PathLike[str], settings: Settings) -> tuple[Run, Checkpoint | None]:
         cls.check_settings(folder, settings)
-        return cls.load(folder, resume_with)
+        return cls.load(folder)
 
     def discard(self) -> None:
         pass
@@ -379,7 +369,7 @@ def read_settings(folder: str | os.PathLike[str]) -> Settings:
         raise MissingFile(f"{folder} is not a run (it has no run.json); give the folder of a training run")
     try:
         fields = dict(json.loads(path.read_text(encoding="utf-8")))
-        if fields.pop("sha256", None) not in (None, _fields_sha256(fields)):
+        if fields.pop("sha256", None) != _fields_sha256(fields):
             raise ValueError("wrong SHA-256")
         return Settings(**fields)
     except (OSError, TypeError, ValueError) as error:

@@ -33,7 +33,6 @@ class Plan:
     settings: Settings
     folder: Path
     resume: bool
-    resume_with: str
     tensorboard: bool = False
     weights: Weights | None = None
 
@@ -45,7 +44,6 @@ class Plan:
             self.settings,
             self.folder,
             self.resume,
-            self.resume_with,
             self.tensorboard,
             group,
         )
@@ -71,8 +69,8 @@ def train_together(workers: int, plan: Plan) -> tuple[Weights, list[Record]]:
     try:
         return launch(workers, train_seated, plan)
     except WorkerLost as error:
-        kept = Run(plan.folder, plan.settings, "").kept()
-        raise Stopped(f"{error}; {kept}; go on with: {plan.resume_with}") from None
+        kept = Run(plan.folder, plan.settings).kept()
+        raise Stopped(f"{error}; {kept}", resumable=True) from None
 
 
 def train_seated(seat: Seat, plan: Plan) -> tuple[Weights, list[Record]]:

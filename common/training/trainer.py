@@ -12,7 +12,7 @@ from rich.console import Console
 from common.backend import Model, load_backend
 from common.data import DataModule
 from common.data.pipeline import check_whole
-from common.errors import BadInput
+from common.errors import BadInput, telling_how_to_resume
 from common.recipe import Recipe
 from common.training.loop import train
 from common.training.runs import Record, new_folder, read_settings
@@ -111,11 +111,13 @@ class Trainer:
         self.history: list[Record]
         if workers > 1:
             start = wrapped.weights()
-            plan = Plan(data, settings, folder, self.resume, again, self.tensorboard, start)
-            weights, self.history = train_together(workers, plan)
+            plan = Plan(data, settings, folder, self.resume, self.tensorboard, start)
+            with telling_how_to_resume(again):
+                weights, self.history = train_together(workers, plan)
             wrapped.load_weights(weights)
         else:
-            _, run = train(lambda _: wrapped, data, settings, folder, self.resume, again, self.tensorboard)
+            with telling_how_to_resume(again):
+                _, run = train(lambda _: wrapped, data, settings, folder, self.resume, self.tensorboard)
             self.history = run.history
         self.model = wrapped
 

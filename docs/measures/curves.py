@@ -31,7 +31,6 @@ def measure() -> dict[str, Any]:
                 settings(data, arch, **options),
                 Path(folder) / "run",
                 False,
-                "",
             )
         label = BACKENDS[name].label
         steps = [record["loss"] for record in run.history if record["event"] == "step"]

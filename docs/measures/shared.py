@@ -82,7 +82,7 @@ def trained(name: str, size: int = SIZE) -> tuple[Architecture, Weights, float]:
     data = FashionMNIST(128, (size, size))
     if not (folder / "curves.png").exists():  # the last that a run writes
         training.train(
-            lambda backend: load_backend(backend).build(arch), data, settings(data, arch), folder, False, ""
+            lambda backend: load_backend(backend).build(arch), data, settings(data, arch), folder, False
         )
     _, weights = load_checkpoint(folder / "last.safetensors")
     *_, last = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()

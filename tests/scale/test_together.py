@@ -38,7 +38,7 @@ def plan(backend: str, folder: Path, resume: bool = False) -> Plan:
     """Four epochs of five batches, the last of three images, which no number of workers divides."""
     data = tiny_data(limit_train=35)
     run = settings(backend, data, SMALL, epochs=4, precision="float64")
-    return Plan(data, run, folder, resume, "the command")
+    return Plan(data, run, folder, resume)
 
 
 @cache
@@ -87,13 +87,14 @@ def test_four_workers_are_one(backend: str, module_folder: Path, tmp_path: Path)
 LAUNCHED = """
 import sys
 from pathlib import Path
-from common.errors import Stopped
+from common.errors import Stopped, telling_how_to_resume
 from common.training.together import train_together
 from tests.scale.test_together import plan
 
 if __name__ == "__main__":
     try:
-        train_together(2, plan(sys.argv[1], Path(sys.argv[2]), resume=len(sys.argv) > 3))
+        with telling_how_to_resume("the command"):
+            train_together(2, plan(sys.argv[1], Path(sys.argv[2]), resume=len(sys.argv) > 3))
     except Stopped as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

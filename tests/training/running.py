@@ -11,6 +11,7 @@ import pytest
 from common import initial_weights, training
 from common.architecture import Architecture
 from common.data import FashionMNIST
+from common.errors import telling_how_to_resume
 from common.training.runs import Run
 from common.training.settings import Settings
 from common.weights import Weights
@@ -53,7 +54,8 @@ def train(
         model.load_weights(initial_weights(arch, run.seed))
         return model
 
-    return training.train(new_model, data, run, folder, resume, "the command", tensorboard)
+    with telling_how_to_resume("the command"):
+        return training.train(new_model, data, run, folder, resume, tensorboard)
 
 
 def losses(history: list[dict[str, Any]]) -> list[float]:

@@ -78,7 +78,7 @@ train(read_settings(folder / "settings"), augmented(folder / "animals"), folder 
 def test_a_killed_run_goes_on_to_the_same_bit(backend: str, device: str, tmp_path: Path) -> None:
     images = augmented(make_folder(tmp_path / "animals", train=15))
     run = settings(backend, images, COLOURED, device=device)
-    Run.start(tmp_path / "settings", run, "")
+    Run.start(tmp_path / "settings", run)
     done = subprocess.run([sys.executable, "-c", KILLABLE, tmp_path], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     found, resumed = train(run, augmented(tmp_path / "animals"), tmp_path / "killed", resume=True)

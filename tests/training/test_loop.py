@@ -175,7 +175,7 @@ def build(name):
     model.load_weights(initial_weights(arch))
     return model
 
-training.train(build, data, run, folder / "run", is_run(folder / "run"), "")
+training.train(build, data, run, folder / "run", is_run(folder / "run"))
 """
 
 
@@ -183,7 +183,7 @@ def killed(backend: str, folder: Path, epochs: int, kills: int) -> tuple[Weights
     """The weights and history of a run that was killed so often, at random moments, and gone on with."""
     data = tiny_data(limit_train=80)
     run = settings(backend, data, epochs=epochs)
-    Run.start(folder / "settings", run, "")
+    Run.start(folder / "settings", run)
     moments = random.Random(0)
     environment = {**os.environ, "RESNET_TABS_DATA": "", "XDG_CACHE_HOME": str(folder)}
     for _ in range(kills):

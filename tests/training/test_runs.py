@@ -70,7 +70,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     data = tiny_data()
     with pytest.raises(KeyboardInterrupt):
         train(settings("oracle", data), data, tmp_path / "run")
-    assert Run.resume(tmp_path / "run", settings("oracle", data), "")[1].position.step == 0
+    assert Run.resume(tmp_path / "run", settings("oracle", data))[1].position.step == 0
 
 
 def test_a_run_in_another_thread_hears_no_signals_and_runs(tmp_path: Path) -> None:
@@ -130,10 +130,10 @@ def test_the_good_checkpoint_outlives_a_second_stop(tmp_path: Path, monkeypatch:
     data = tiny_data()
     run = stopped_run(tmp_path / "run", monkeypatch, data)
     DAMAGES["empty"](tmp_path / "run" / "last.safetensors")
-    _, checkpoint = Run.resume(tmp_path / "run", run, "")
+    _, checkpoint = Run.resume(tmp_path / "run", run)
     assert checkpoint and checkpoint.warning
     for _ in range(2):  # it has the last one's place now
-        _, again = Run.resume(tmp_path / "run", run, "")
+        _, again = Run.resume(tmp_path / "run", run)
         assert again and not again.warning
         assert again.position == checkpoint.position
 
@@ -151,7 +151,7 @@ def test_no_whole_checkpoint_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
     data = tiny_data()
     run = settings("oracle", data)
-    Run.start(tmp_path / "run", run, "")
+    Run.start(tmp_path / "run", run)
     found, _ = train(run, data, tmp_path / "run", resume=True)
     expected, _ = train(run, data, tmp_path / "whole")
     assert_identical(found.weights(), expected.weights())
@@ -209,7 +209,7 @@ def test_what_is_not_a_run_is_not_resumed(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stopped_run(tmp_path / "run", monkeypatch, tiny_data())
-    found, checkpoint = Run.resume(tmp_path / "run", run, "")
+    found, checkpoint = Run.resume(tmp_path / "run", run)
     assert checkpoint
     position = replace(checkpoint.position, step=9)
     for save in (
