@@ -40,7 +40,7 @@ class Spread:
 
 
 class Running(Protocol):
-    """A process that runs functions, such as a `Worker`."""
+    """A process that runs functions, such as a `Process`."""
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any: ...
 

@@ -23,7 +23,7 @@ import numpy as np
 from common.architecture import Architecture
 from common.backend import array_type, load_backend
 from common.errors import BadInput
-from common.processes.workers import Worker
+from common.processes.workers import Process
 from common.timing import PAUSE, ROUNDS, Elsewhere, milliseconds
 from common.weights import initial_weights
 
@@ -221,11 +221,11 @@ def peak_memory() -> int | None:
     return most if sys.platform == "darwin" else 1024 * most
 
 
-_runner: Runner  # of this worker process
+_runner: Runner  # of this process
 
 
 def enter(contender: Contender, workload: Workload) -> Start:
-    """Build a contender in this worker process."""
+    """Build a contender in this process."""
     global _runner
     with suppress(OSError):  # should memory run out, Linux is to end this process and no other
         (PROCESS / "oom_score_adj").write_text("1000")
@@ -234,7 +234,7 @@ def enter(contender: Contender, workload: Workload) -> Start:
 
 
 def ask(method: str, *args: Any) -> Any:
-    """What a method of this worker process' runner returns."""
+    """What a method of this process' runner returns."""
     return getattr(_runner, method)(*args)
 
 
@@ -244,13 +244,13 @@ class Contest:
     def __init__(self, workload: Workload) -> None:
         self.bench = Bench(workload)
         self.cells: dict[Contender, list[Cell]] = {}  # what is left to measure
-        self.workers: dict[Contender, Worker] = {}
+        self.processes: dict[Contender, Process] = {}
 
     def enter(self, contender: Contender) -> bool:
         """Start a contender in a new process; whether it came to be."""
-        self.workers[contender] = worker = Worker()
+        self.processes[contender] = process = Process()
         try:
-            start = worker.run(enter, contender, self.bench.workload)
+            start = process.run(enter, contender, self.bench.workload)
         except Exception as error:
             self.bench.failures[str(contender)] = said_of(error)
             self._leave(contender)
@@ -265,7 +265,7 @@ class Contest:
             Cell(contender, m, size) for m in workload.modes for size in workload.batch_sizes
         ]
         for cell in list(self.cells[contender]):
-            if contender in self.workers:
+            if contender in self.processes:
                 measured = self._attempt(cell, "warm_up")
                 if measured:
                     self.bench.cells[cell] = measured
@@ -274,22 +274,22 @@ class Contest:
         """The contender's turn: all of its cells, and its framework's matrix product."""
         time.sleep(PAUSE)
         for cell in list(self.cells[contender]):
-            if contender in self.workers:
+            if contender in self.processes:
                 passes = self._attempt(cell, "time_round")
                 if passes:
                     self.bench.cells[cell].rounds.append(passes)
-        if contender in self.workers and not contender.reference:
+        if contender in self.processes and not contender.reference:
             self._multiply(contender)
 
     def close(self) -> None:
         """End the processes."""
-        for worker in self.workers.values():
-            worker.close()
+        for process in self.processes.values():
+            process.close()
 
     def _attempt(self, cell: Cell, method: str) -> Any:
         """What the contender's method returns for a cell; None if it fails."""
         try:
-            return self.workers[cell.contender].run(ask, method, cell.mode, cell.batch_size)
+            return self.processes[cell.contender].run(ask, method, cell.mode, cell.batch_size)
         except Exception as error:
             self.bench.failures[str(cell)] = said_of(error)
             self.bench.cells.pop(cell, None)
@@ -302,7 +302,7 @@ class Contest:
         if what in self.bench.failures:
             return
         try:
-            taken = self.workers[contender].run(ask, "time_product")
+            taken = self.processes[contender].run(ask, "time_product")
         except Exception as error:
             self.bench.failures[what] = said_of(error)
             self._renew(contender)
@@ -311,14 +311,14 @@ class Contest:
 
     def _renew(self, contender: Contender) -> None:
         """A process in which something failed may be dead, or full."""
-        self.workers[contender].close()
+        self.processes[contender].close()
         if self.cells[contender]:
             self.enter(contender)
         else:
             self._leave(contender)
 
     def _leave(self, contender: Contender) -> None:
-        self.workers.pop(contender).close()
+        self.processes.pop(contender).close()
         for cell in self.cells.get(contender, []):
             self.bench.cells.pop(cell, None)
 
@@ -344,12 +344,12 @@ def measure(
             progress(_first_figures(bench, contender))
         shares = []
         for number in range(ROUNDS):
-            with Elsewhere(contest.workers.values()) as elsewhere:
+            with Elsewhere(contest.processes.values()) as elsewhere:
                 for contender in _order(contenders, number):
-                    if contender in contest.workers:
+                    if contender in contest.processes:
                         contest.time_round(contender)
             shares.append(elsewhere.share)
-            if contest.workers:
+            if contest.processes:
                 progress(f"round {number + 1} of {ROUNDS} done")
         told = [share for share in shares if share is not None]
         bench.elsewhere = fmean(told) if told else None

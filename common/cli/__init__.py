@@ -27,8 +27,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+# Options of an earlier name, which help no longer shows.
+RENAMED = {"num-workers": "loaders", "dtype": "precision"}
 for command in (compare, bench, summary, download, train, evaluate, predict, convert, verify):
-    app.command()(command)
+    app.command(context_settings={"token_normalize_func": lambda name: RENAMED.get(name, name)})(command)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def compare(
     arch: Arch,
     backends: Backends = None,
     input_shape: InputShape = "1,96,96",
-    dtype: Annotated[str, typer.Option(help="float64, float32 or both.")] = "both",
+    precision: Annotated[str, typer.Option(help="float64, float32 or both.")] = "both",
     steps: Annotated[int, typer.Option(help="SGD steps to take.")] = 20,
     device: Device = "cpu",
     compile: Compile = False,
@@ -60,8 +60,8 @@ def compare(
 
     chosen = choose_backends(backends)
     shape = parse_shape(input_shape)
-    if dtype not in ("float64", "float32", "both"):
-        raise BadInput(f"unknown dtype {dtype!r}; give float64, float32 or both")
+    if precision not in ("float64", "float32", "both"):
+        raise BadInput(f"unknown precision {precision!r}; give float64, float32 or both")
     check_device(device)
     if steps < 0:
         raise BadInput(f"--steps must be 0 or more, not {steps}")
@@ -82,13 +82,13 @@ def compare(
     x, y = eight(images, network, shape)
     if workers != 1:
         check_divides(workers, len(x))
-        if dtype == "float32":
-            raise BadInput("--workers compares in float64; give --dtype float64 or both")
+        if precision == "float32":
+            raise BadInput("--workers compares in float64; give --precision float64 or both")
     job = comparing.Job(network, weights, x, y, steps=steps, device=device, compile=compile)
     installed = [backend.name for backend in chosen if backend.installed]
     with report.progress("Comparing", arch, x, images.source) as tell:
         found = comparing.compare(
-            job, installed, ["float64", "float32"] if dtype == "both" else [dtype], tell
+            job, installed, ["float64", "float32"] if precision == "both" else [precision], tell
         )
         if workers > 1:
             compare_workers(found, installed, workers)

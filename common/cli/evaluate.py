@@ -18,7 +18,7 @@ from common.cli.options import (
     Compile,
     Data,
     Device,
-    NumWorkers,
+    Loaders,
     Precision,
     Resize,
     SkipBad,
@@ -55,7 +55,7 @@ def evaluate(
     data: Data = None,
     val_share: ValShare = None,
     skip_bad: SkipBad = False,
-    num_workers: NumWorkers = 0,
+    loaders: Loaders = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -83,7 +83,7 @@ def evaluate(
     check_whole("batch_size", batch_size, 1)
     if limit_val is not None:
         check_whole("limit_val", limit_val, 1)
-    check_whole("num_workers", num_workers, 0)
+    check_whole("loaders", loaders, 0)
     given = context.get_parameter_source("data")
     if folder and given and given.name == "COMMANDLINE":  # and not the environment
         raise BadInput("the folder of images is named twice; leave out --data")
@@ -107,7 +107,7 @@ def evaluate(
             _, normalize = folder_of_images(path, network)
             if dataset == imagenet.NAME:
                 normalize = "imagenet"
-            dealt = _batches(images, batch_size, size, normalize, model, num_workers)
+            dealt = _batches(images, batch_size, size, normalize, model, loaders)
         found = training.evaluate(model, track(dealt, "evaluating", count))
     top5 = "" if images is None else f"  top-5 {found.top5:.4f}"
     typer.echo(
@@ -162,7 +162,7 @@ def _images(
 
 
 def _batches(
-    images: Images, batch_size: int, size: tuple[int, int], normalize: str, model: Model, num_workers: int
+    images: Images, batch_size: int, size: tuple[int, int], normalize: str, model: Model, loaders: int
 ) -> Iterator[Batch]:
     """The images as the network was trained on them: on a folder, on ImageNet, or on Fashion-MNIST."""
     from common.data.folder import THREADS, FileBatches
@@ -171,7 +171,7 @@ def _batches(
 
     if normalize:
         batches = FileBatches(images, batch_size, size, normalize, model.dtype, model.arch.in_channels)
-        yield from read_ahead(batches, 0, THREADS, num_workers)
+        yield from read_ahead(batches, 0, THREADS, loaders)
         return
     for start in range(0, len(images), batch_size):
         paths = [images.root / name for name in images.names[start : start + batch_size]]

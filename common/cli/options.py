@@ -44,7 +44,7 @@ ValShare = Annotated[
     ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out files that are no images.")]
-NumWorkers = Annotated[int, typer.Option(help="Processes that prepare images; with 0, threads do.")]
+Loaders = Annotated[int, typer.Option(help="Processes that load images; with 0, threads do.")]
 
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file, or the folder of a run: its best.")

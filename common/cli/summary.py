@@ -27,7 +27,7 @@ def summary(
 
     Exits with 1 if the columns differ.
     """
-    from common.processes.workers import Worker
+    from common.processes.workers import Process
     from common.proof import report
 
     chosen = choose_backends(backends)
@@ -40,8 +40,8 @@ def summary(
         if name == "oracle":
             rows[name] = summarise(name, network, (1, *shape))
         else:
-            with closing(Worker()) as worker:
-                rows[name] = worker.run(summarise, name, network, (1, *shape))
+            with closing(Process()) as process:
+                rows[name] = process.run(summarise, name, network, (1, *shape))
     _show_parts(arch, shown)
     show_backends(chosen)
     report.show_summary(rows)

@@ -17,22 +17,31 @@ from common.cli.options import (
     Compile,
     Data,
     Device,
-    NumWorkers,
+    Loaders,
     Precision,
     SkipBad,
     ValShare,
     check_device,
     check_precision,
 )
-from common.errors import BadInput
+from common.errors import BadInput, telling_how_to_resume
 from common.processes.workers import quiet
+from common.recipe import Recipe
 
 if TYPE_CHECKING:
-    from common.data import FashionMNIST, ImageFolder
+    from common.data import DataModule
     from common.processes.meeting import Seat
     from common.training.runs import Record
     from common.training.settings import Settings
+    from common.weights import Weights
 
+# The options that decide how a run goes; a run that is resumed has its own, where they are left out.
+RECIPE = tuple(field.name for field in dataclasses.fields(Recipe))
+RUN = (
+    *("backend", "epochs", "lr", "schedule", "warmup_epochs", "precision", "device", "compile"),
+    *("batch_size", "resize", "augment", "limit_train", "limit_val", "seed"),
+    *("normalize", "val_share", "skip_bad"),
+)
 SHARED = ("batch_size", "resize", "augment", "limit_train", "limit_val", "seed")  # by all data sets
 
 
@@ -86,7 +95,7 @@ def train(
         str | None, typer.Option(help="imagenet or none, for a folder of images. Default: imagenet.")
     ] = None,
     skip_bad: SkipBad = False,
-    num_workers: NumWorkers = 0,
+    loaders: Loaders = 0,
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -121,107 +130,141 @@ def train(
     """
     from common import training
     from common.data import is_image_folder
-    from common.training.runs import checkpoint_file, new_folder, read_settings
+    from common.training.runs import new_folder, read_settings
     from common.training.settings import Settings
-    from common.training.starting import pretrained
-    from common.training.together import Plan, check_joins, train_seated, train_together
-    from common.weights import load_checkpoint
+    from common.training.together import Plan, train_seated, train_together
 
-    architecture(arch)  # speaks up if there is none of this name
+    check_architecture(arch)
     seat = _seat(workers, coordinator, rank)
     if seat and out is None:
         raise BadInput("workers of several hosts need --out RUN, the same for all")
+    if resume and out is None:
+        raise BadInput("--resume needs --out RUN, the folder of the run to go on with")
     is_folder = data is not None and is_image_folder(data)
-    if not is_folder and (normalize is not None or val_share is not None or skip_bad or num_workers):
+    if not is_folder and (normalize is not None or val_share is not None or skip_bad or loaders):
         raise BadInput(
-            "--normalize, --val-share, --skip-bad and --num-workers are for a folder of images; "
+            "--normalize, --val-share, --skip-bad and --loaders are for a folder of images; "
             "give one with --data"
         )
-    size = (224 if is_folder else 96) if resize is None else resize
-    options: dict[str, Any] = {
-        "backend": backend,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "resize": (size, size),
-        "lr": lr,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "label_smoothing": label_smoothing,
-        "no_decay_norm": no_decay_norm,
-        "lr_backbone": lr_backbone,
-        "freeze": freeze,
-        "ema": ema,
-        "schedule": schedule,
-        "warmup_epochs": warmup_epochs,
-        "augment": tuple(name.strip() for name in augment.split(",")) if augment else (),
-        "precision": precision,
-        "device": device,
-        "compile": compile,
-        "seed": seed,
-        "limit_train": limit_train,
-        "limit_val": limit_val,
-        "normalize": normalize or ("imagenet" if is_folder else "none"),
-        "val_share": val_share,
-        "skip_bad": skip_bad,
-    }
-    began_with: dict[str, Any] = {}
-    if resume:
-        if out is None:
-            raise BadInput("--resume needs --out RUN, the folder of the run to go on with")
-        began_with = dataclasses.asdict(read_settings(out))
-        if began_with["classes"] and not is_folder:
-            raise BadInput(f"{out} was trained on a folder of images; give it again, with --data FOLDER")
-        for name in options:
-            source = context.get_parameter_source(name)
-            if source and source.name == "DEFAULT":
-                options[name] = began_with[name]
+    begun = read_settings(out) if resume and out else None
+    if begun and begun.classes and not is_folder:
+        raise BadInput(f"{out} was trained on a folder of images; give it again, with --data FOLDER")
+    options = _options(context, is_folder, begun)
     names = list(BACKENDS) if options["backend"] == "all" else [options["backend"]]
-    if seat and len(names) > 1:
-        raise BadInput("workers of several hosts train in one backend; name it with --backend")
-    for name in names:
-        load_backend(name)
-        if seat or (workers or 1) > 1:
-            check_joins(name)
+    _check_backends(names, seat, workers or 1)
     check_device(options["device"])
     check_precision(options["precision"])
-    images = _folder(data, options, num_workers) if is_folder and data else _fashion_mnist(data, options)
-    network = architecture(arch, in_channels=3 if is_folder else 1, num_classes=len(images.classes))
-    if weights or resume:  # which have their own channels and conventions
-        if weights:
-            own, _ = load_checkpoint(checkpoint_file(weights))
-        else:
-            own = Architecture.from_json(began_with["architecture"])
-        network = dataclasses.replace(
-            network, **{name: getattr(own, name) for name in ("in_channels", *CONVENTIONS)}
-        )
-    start, sha256 = None, began_with.get("weights", "")
-    if weights:
-        start, sha256, said = pretrained(weights, network, options["seed"])
-        typer.echo(said)
-    settings = Settings(**options | images.settings(), architecture=network.to_json(), weights=sha256)
 
+    images = _images(data, is_folder, options, loaders)
+    network, start, sha256 = _network(arch, images, is_folder, begun, weights, options["seed"])
+    recipe = Recipe(**{name: options.pop(name) for name in RECIPE})
+    settings = Settings(
+        **options | images.settings(), recipe=recipe, architecture=network.to_json(), weights=sha256
+    )
     folder = out or new_folder(f"{arch}-{settings.backend}")
-    again = f"resnet-tabs train {arch} --out {shlex.quote(str(folder))} --resume"
-    for name, given in (
-        *(("data", data), ("weights", weights)),
-        *(("workers", workers), ("coordinator", coordinator), ("rank", rank)),
-    ):
-        if given is not None:
-            again += f" --{name} {shlex.quote(str(given))}"
 
     def train_one(settings: Settings, folder: Path, resume: bool) -> list[Record]:
-        plan = Plan(images, settings, folder, resume, again, tensorboard, start)
+        plan = Plan(images, settings, folder, resume, tensorboard, start)
         if seat:
             return train_seated(seat, plan)[1]
         if workers and workers > 1:
             return train_together(workers, plan)[1]
         return plan.train()[1].history
 
-    with quiet(f"go on with: {again}"):  # frameworks have much to say
+    again = _resume_command(context, arch, folder)
+    with quiet(f"go on with: {again}"), telling_how_to_resume(again):  # frameworks have much to say
         if settings.backend == "all":
-            training.train_all(train_one, names, images, settings, folder, resume, again)
+            training.train_all(train_one, names, images, settings, folder, resume)
         else:
             train_one(settings, folder, resume)
+
+
+def check_architecture(name: str) -> None:
+    """Raise `ValueError` unless there is a network of this name."""
+    architecture(name)
+
+
+def _options(context: typer.Context, is_folder: bool, begun: Settings | None) -> dict[str, Any]:
+    """The options of `RUN` and `RECIPE` by name; those left out are the begun run's, where there is one."""
+    given = context.params
+    options = {name: given[name] for name in (*RUN, *RECIPE)}
+    size = (224 if is_folder else 96) if given["resize"] is None else given["resize"]
+    options["resize"] = (size, size)
+    options["augment"] = tuple(name.strip() for name in given["augment"].split(",") if given["augment"])
+    options["normalize"] = given["normalize"] or ("imagenet" if is_folder else "none")
+    if begun:
+        began_with = dataclasses.asdict(begun)
+        began_with |= began_with["recipe"]
+        for name in options:
+            source = context.get_parameter_source(name)
+            if source and source.name == "DEFAULT":
+                options[name] = began_with[name]
+    return options
+
+
+def _check_backends(names: list[str], seat: Seat | None, workers: int) -> None:
+    """Raise `ValueError` unless these backends are installed, and can train on so many workers."""
+    from common.training.together import check_joins
+
+    if seat and len(names) > 1:
+        raise BadInput("workers of several hosts train in one backend; name it with --backend")
+    for name in names:
+        load_backend(name)
+        if seat or workers > 1:
+            check_joins(name)
+
+
+def _images(data: Path | None, is_folder: bool, options: dict[str, Any], loaders: int) -> DataModule:
+    """Fashion-MNIST or a folder of images, dealt out as the options say; says what is left out of it."""
+    from common.data import FashionMNIST, ImageFolder
+    from common.data.folder import leaving_out
+    from common.data.pipeline import check_whole
+
+    shared = {name: options[name] for name in SHARED}
+    if not (data and is_folder):
+        return FashionMNIST(directory=data, **shared)
+    own = {name: options[name] for name in ("normalize", "val_share", "skip_bad")}
+    check_whole("loaders", loaders, 0)
+    images = ImageFolder(data, num_workers=loaders, **shared, **own)
+    if images.skipped:
+        typer.echo(leaving_out(images.skipped))
+    return images
+
+
+def _network(
+    arch: str, images: DataModule, is_folder: bool, begun: Settings | None, weights: Path | None, seed: int
+) -> tuple[Architecture, Weights | None, str]:
+    """The network for these images; the weights it starts from and their SHA-256, if they are not drawn.
+
+    Weights that are given, and a run that is resumed, have their own channels and conventions.
+    """
+    from common.training.runs import checkpoint_file
+    from common.training.starting import pretrained
+    from common.weights import load_checkpoint
+
+    network = architecture(arch, in_channels=3 if is_folder else 1, num_classes=len(images.classes))
+    if weights:
+        own, _ = load_checkpoint(checkpoint_file(weights))
+    elif begun:
+        own = Architecture.from_json(begun.architecture)
+    else:
+        return network, None, ""
+    kept = {name: getattr(own, name) for name in ("in_channels", *CONVENTIONS)}
+    network = dataclasses.replace(network, **kept)
+    if not weights:
+        return network, None, begun.weights if begun else ""
+    start, sha256, said = pretrained(weights, network, seed)
+    typer.echo(said)
+    return network, start, sha256
+
+
+def _resume_command(context: typer.Context, arch: str, folder: Path) -> str:
+    """What to type to resume the run in this folder."""
+    command = f"resnet-tabs train {arch} --out {shlex.quote(str(folder))} --resume"
+    for name in ("data", "weights", "workers", "coordinator", "rank"):
+        if context.params[name] is not None:
+            command += f" --{name} {shlex.quote(str(context.params[name]))}"
+    return command
 
 
 def _seat(workers: int | None, coordinator: str | None, rank: int | None) -> Seat | None:
@@ -244,22 +287,3 @@ def _seat(workers: int | None, coordinator: str | None, rank: int | None) -> Sea
     if coordinator is None or rank is None or workers is None:
         return None
     return Seat(coordinator, rank, workers)
-
-
-def _fashion_mnist(data: Path | None, options: dict[str, Any]) -> FashionMNIST:
-    """Fashion-MNIST, dealt out as the options say."""
-    from common.data import FashionMNIST
-
-    return FashionMNIST(directory=data, **{name: options[name] for name in SHARED})
-
-
-def _folder(data: Path, options: dict[str, Any], num_workers: int) -> ImageFolder:
-    """A folder of images, dealt out as the options say; a line says what is left out of it."""
-    from common.data import ImageFolder
-    from common.data.folder import leaving_out
-
-    names = (*SHARED, "normalize", "val_share", "skip_bad")
-    images = ImageFolder(data, num_workers=num_workers, **{name: options[name] for name in names})
-    if images.skipped:
-        typer.echo(leaving_out(images.skipped))
-    return images

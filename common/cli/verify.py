@@ -29,7 +29,9 @@ def verify(
         Path | None,
         typer.Option(metavar="X.npy", help="Images (N, C, H, W), floating point, taken as they are."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="What the backends compute in: float64 or float32.")] = "float64",
+    precision: Annotated[
+        str, typer.Option(help="What the backends compute in: float64 or float32.")
+    ] = "float64",
     recorded: Annotated[
         Path | None,
         typer.Option(
@@ -51,8 +53,8 @@ def verify(
     from common.proof import verify as verifying
     from common.weights import load_checkpoint
 
-    if dtype not in ("float64", "float32"):
-        raise BadInput(f"unknown dtype {dtype!r}; give float64 or float32")
+    if precision not in ("float64", "float32"):
+        raise BadInput(f"unknown precision {precision!r}; give float64 or float32")
     check_device(device)
     chosen = choose_backends(backends) if backends or not recorded else []
     shape = parse_shape(input_shape) if input_shape else None
@@ -80,7 +82,7 @@ def verify(
         if recording:
             verifying.check_shapes(recording, computed, f"{len(x)} images from {source}")
         installed = [backend.name for backend in chosen if backend.installed]
-        found = verifying.verify(network, weights, x, computed, installed, dtype, device, tell)
+        found = verifying.verify(network, weights, x, computed, installed, precision, device, tell)
         match = verifying.against(network, weights, x, computed, recording, tell) if recording else None
     if chosen:
         outcome = report.Outcome(found, chosen)

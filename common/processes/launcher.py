@@ -14,7 +14,7 @@ from typing import Any
 
 from common.errors import BadInput, Stopped
 from common.processes.meeting import GRACE, Seat, free_address
-from common.processes.workers import Worker, share_cores
+from common.processes.workers import Process, share_cores
 
 FINISHING = b"\nfinishing this step and saving; once more stops at once\n"
 
@@ -35,7 +35,7 @@ def launch(workers: int, function: Callable[..., Any], *args: Any) -> Any:
     coordinator, cores = free_address("127.0.0.1"), share_cores(workers)
     with ExitStack() as stack:
         processes = [
-            stack.enter_context(closing(Worker(cores[rank % len(cores)], speaks=rank == 0)))
+            stack.enter_context(closing(Process(cores[rank % len(cores)], speaks=rank == 0)))
             for rank in range(workers)
         ]
         pool = stack.enter_context(ThreadPoolExecutor(workers))

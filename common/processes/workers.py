@@ -18,7 +18,7 @@ from typing import Any
 ALIVE = b"alive"  # what a process tells its watcher at the end
 
 
-class Worker:
+class Process:
     """A fresh process that runs functions one after another.
 
     What is printed there is kept from the terminal; if it `speaks`, only what Python does not print.
@@ -56,7 +56,7 @@ class Worker:
 
 
 class Shares:
-    """This process' cores, dealt into at most so many shares; each serves one worker at a time."""
+    """This process' cores, dealt into at most so many shares; each serves one process at a time."""
 
     def __init__(self, most: int) -> None:
         self._free: SimpleQueue[set[int]] = SimpleQueue()
@@ -65,18 +65,18 @@ class Shares:
         self.count = self._free.qsize()
 
     @contextmanager
-    def worker(self) -> Iterator[Worker]:
-        """A worker with a share of its own, once one is free."""
+    def process(self) -> Iterator[Process]:
+        """A process with a share of its own, once one is free."""
         share = self._free.get()
         try:
-            with closing(Worker(share)) as worker:
-                yield worker
+            with closing(Process(share)) as process:
+                yield process
         finally:
             self._free.put(share)
 
 
 def share_cores(most: int) -> list[set[int]]:
-    """This process' cores, dealt into at most so many shares, so that as many workers can work at once."""
+    """This process' cores, dealt into at most so many shares, for as many processes at once."""
     if not hasattr(os, "sched_getaffinity"):  # macOS, Windows: no process can be told its cores
         return [set()]
     cores = sorted(os.sched_getaffinity(0))
@@ -110,7 +110,7 @@ def quiet(remedy: str = "") -> Iterator[None]:
 
 
 def last_lines(log: Path, most: int = 3) -> list[str]:
-    """The last lines of a log that say something; a worker that is closed has none."""
+    """The last lines of a log that say something; that of a process that is closed has none."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     return [line.strip() for line in lines if line.strip()][-most:]
 

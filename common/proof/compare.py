@@ -22,7 +22,7 @@ from common.architecture import Architecture
 from common.backend import Evaluation, load_backend
 from common.deviation import deviation, distance, ratio, worst, worst_gradient
 from common.errors import BadInput
-from common.processes.workers import Shares, Worker
+from common.processes.workers import Process, Shares
 from common.summary import Row
 from common.timing import PAUSE, ROUNDS, Elsewhere, Spread, milliseconds
 from common.weights import Weights
@@ -111,7 +111,7 @@ class Comparison(Findings):
     """All that was found in a job.
 
     Attributes:
-        workers: for each quantity, how far each backend's workers end from one worker; none where not asked.
+        workers: for each quantity, how far several workers of a backend end from one; none where not asked.
     """
 
     job: Job
@@ -198,17 +198,17 @@ class Candidate:
         return forward[1:], steps[1:]
 
 
-_candidate: Candidate  # of this worker process
+_candidate: Candidate  # of this process
 
 
 def enter(name: str, job: Job, dtype: str) -> None:
-    """Build a backend in this worker process."""
+    """Build a backend in this process."""
     global _candidate
     _candidate = Candidate(name, job, dtype)
 
 
 def ask(method: str) -> Any:
-    """What a method of this worker process' candidate returns."""
+    """What a method of this process' candidate returns."""
     return getattr(_candidate, method)()
 
 
@@ -232,8 +232,8 @@ def compare(
     shares = Shares(AT_ONCE)
     one_by_one = Lock()
 
-    def see(name: str, dtype: str, worker: Worker) -> None:
-        look = worker.run(ask, "look")
+    def see(name: str, dtype: str, process: Process) -> None:
+        look = process.run(ask, "look")
         with one_by_one:
             looks[name, dtype] = look
             reference = looks.get(("oracle", "float64"))
@@ -241,37 +241,37 @@ def compare(
                 if reference and key[0] != "oracle":
                     progress(f"{' in '.join(key)}: {first_figures(looks[key], reference)}")
 
-    def conclude(name: str, dtype: str, worker: Worker) -> None:
-        trained = worker.run(ask, "finish")
+    def conclude(name: str, dtype: str, process: Process) -> None:
+        trained = process.run(ask, "finish")
         found.evidence[name, dtype] = Evidence(**vars(looks[name, dtype]), trained=trained)
 
     def gather(name: str) -> None:
-        with shares.worker() as worker:
-            worker.run(enter, name, job, "float64")
-            see(name, "float64", worker)
-            conclude(name, "float64", worker)
+        with shares.process() as process:
+            process.run(enter, name, job, "float64")
+            see(name, "float64", process)
+            conclude(name, "float64", process)
 
     def prepare(name: str) -> None:
-        workers[name].run(enter, name, job, "float32")
+        processes[name].run(enter, name, job, "float32")
         if "float32" in dtypes:
-            see(name, "float32", workers[name])
-        workers[name].run(ask, "warm_up")
+            see(name, "float32", processes[name])
+        processes[name].run(ask, "warm_up")
 
     with ExitStack() as stack:
         # Those that time have all cores, and wait until nothing else computes.
-        workers = {name: stack.enter_context(closing(Worker())) for name in names}
+        processes = {name: stack.enter_context(closing(Process())) for name in names}
         exact = ["oracle", *names] if "float64" in dtypes else ["oracle"]
         tasks: list[tuple[str, Callable[[str], None]]] = [(name, gather) for name in exact]
         tasks += [(name, prepare) for name in names]
         found.failures |= each(tasks, at_once=shares.count)
         found.timings, found.elsewhere, failures = time_in_turns(
-            {name: workers[name] for name in names if name not in found.failures}
+            {name: processes[name] for name in names if name not in found.failures}
         )
         found.failures |= failures
         if found.timings:
             progress(f"timed in {ROUNDS} rounds")
         if "float32" in dtypes:
-            rest = [(name, lambda name: conclude(name, "float32", workers[name])) for name in found.timings]
+            rest = [(name, lambda name: conclude(name, "float32", processes[name])) for name in found.timings]
             found.failures |= each(rest, at_once=shares.count)
     judge(found, names, dtypes)
     return found
@@ -285,24 +285,24 @@ def first_figures(look: Look, reference: Look) -> str:
 
 
 def time_in_turns(
-    workers: Mapping[str, Worker],
+    processes: Mapping[str, Process],
 ) -> tuple[dict[str, Timing], float | None, dict[str, str]]:
     """Time the backends in turns, so that what disturbs the machine for a while disturbs all.
 
     Returns the timings, the share of the cores' time that went elsewhere, and what failed.
     """
-    rounds: dict[str, list[tuple[list[float], list[float]]]] = {name: [] for name in workers}
+    rounds: dict[str, list[tuple[list[float], list[float]]]] = {name: [] for name in processes}
     failures: dict[str, str] = {}
-    with Elsewhere(workers.values()) as elsewhere:
+    with Elsewhere(processes.values()) as elsewhere:
         for _ in range(ROUNDS):
             turn: list[tuple[str, Callable[[str], None]]] = [
-                (name, lambda name: rounds[name].append(workers[name].run(ask, "time_round")))
-                for name in workers
+                (name, lambda name: rounds[name].append(processes[name].run(ask, "time_round")))
+                for name in processes
                 if name not in failures
             ]
             failures |= each(turn, at_once=1)
     timings = {}
-    for name in workers:
+    for name in processes:
         if name not in failures:
             forward, step = zip(*rounds[name], strict=True)
             timings[name] = Timing(Spread.of(forward), Spread.of(step))

@@ -42,7 +42,7 @@ HALF = 0.5  # a trap that leaves more of the deviation is noise, and is not name
 def activations(
     name: str, arch: Architecture, weights: Weights, x: NDArray, dtype: str = "float64", device: str = "cpu"
 ) -> Activations:
-    """What every layer of one backend puts out in evaluation. This is what a worker process does."""
+    """What every layer of one backend puts out in evaluation. This is what a process of its own does."""
     model = load_backend(name).build(arch, dtype, device)
     model.load_weights(weights)
     return model.activations(x)
@@ -72,9 +72,9 @@ def verify(
     shares = Shares(AT_ONCE)
 
     def gather(name: str) -> None:
-        with shares.worker() as worker:
+        with shares.process() as process:
             start = time.perf_counter()
-            outputs[name] = worker.run(activations, name, arch, weights, x, dtype, device)
+            outputs[name] = process.run(activations, name, arch, weights, x, dtype, device)
             progress(f"{name}: {dtype} done in {time.perf_counter() - start:.1f} s")
 
     names = [name for name in names if name != "oracle"]

@@ -17,7 +17,7 @@ from common import load_backend
 from common.architecture import Architecture
 from common.backend import BACKENDS
 from common.deviation import deviation, distance
-from common.processes.workers import Worker
+from common.processes.workers import Process
 from common.timing import PAUSE, Elsewhere, milliseconds
 from common.weights import Weights
 
@@ -27,11 +27,11 @@ REPEATS = 7
 PASSES = 5  # in a row before a neighbour's turn, so that its threads have been at work
 BUSY = 4.0  # seconds a process beside computes
 
-_models: dict[str, Any] = {}  # of a worker process
+_models: dict[str, Any] = {}  # of a process of its own
 
 
 def build(names: tuple[str, ...], arch: Architecture, weights: Weights) -> None:
-    """In a worker process: the networks, warm."""
+    """In a process of its own: the networks, warm."""
     x, _ = test_images(IMAGES)
     for name in names:
         model = _models[name] = load_backend(name).build(arch)
@@ -40,14 +40,14 @@ def build(names: tuple[str, ...], arch: Architecture, weights: Weights) -> None:
 
 
 def results(name: str) -> tuple[NDArray, NDArray, Weights]:
-    """In a worker process: logits in evaluation, in training, and gradients, of the same images."""
+    """In a process of its own: logits in evaluation, in training, and gradients, of the same images."""
     x, y = test_images(IMAGES)
     training = _models[name].loss_and_gradients(x, y)
     return _models[name].predict(x), training.logits, training.gradients
 
 
 def spinning(name: str) -> float:
-    """In a worker process: milliseconds of a core that its threads use after a pass, computing nothing."""
+    """In a process of its own: milliseconds of a core that its threads use after a pass, doing nothing."""
     x, _ = test_images(IMAGES)
     found = []
     for _ in range(REPEATS):
@@ -60,7 +60,7 @@ def spinning(name: str) -> float:
 
 
 def after(name: str, before: str) -> float:
-    """In a worker process: milliseconds of a pass right after some of another framework, or of its own."""
+    """In a process of its own: milliseconds of a pass right after another framework's, or its own."""
     x, _ = test_images(IMAGES)
     found = []
     for _ in range(REPEATS):
@@ -72,17 +72,17 @@ def after(name: str, before: str) -> float:
 
 
 def compute(seconds: float) -> None:
-    """In a worker process: keep one core busy."""
+    """In a process of its own: keep one core busy."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass
 
 
-def digits(one_core: Worker, two_cores: Worker) -> dict[str, Any]:
+def digits(one_core: Process, two_cores: Process) -> dict[str, Any]:
     """How far apart one core and two are, and two passes on the same two."""
     found = {}
     for name in FRAMEWORKS:
-        one, two, again = (worker.run(results, name) for worker in (one_core, two_cores, two_cores))
+        one, two, again = (process.run(results, name) for process in (one_core, two_cores, two_cores))
         found[name] = {
             "logits": float(deviation(one[0], two[0])),
             "training": float(deviation(one[1], two[1])),
@@ -92,24 +92,24 @@ def digits(one_core: Worker, two_cores: Worker) -> dict[str, Any]:
     return found
 
 
-def neighbours(worker: Worker) -> dict[str, dict[str, float]]:
+def neighbours(process: Process) -> dict[str, dict[str, float]]:
     """Time of each framework right after each other in one process, over its time right after itself."""
-    own = {name: worker.run(after, name, name) for name in FRAMEWORKS}
+    own = {name: process.run(after, name, name) for name in FRAMEWORKS}
     return {
-        before: {name: worker.run(after, name, before) / own[name] for name in FRAMEWORKS if name != before}
+        before: {name: process.run(after, name, before) / own[name] for name in FRAMEWORKS if name != before}
         for before in ("torch", "mxnet")
     }
 
 
-def beside(worker: Worker) -> dict[str, float]:
+def beside(process: Process) -> dict[str, float]:
     """Time of each framework while one other process computes, over its time alone."""
     found = {}
-    with closing(Worker()) as other, ThreadPoolExecutor(1) as pool:
+    with closing(Process()) as other, ThreadPoolExecutor(1) as pool:
         other.run(compute, 0.0)
         for name in FRAMEWORKS:
-            alone = worker.run(after, name, name)
+            alone = process.run(after, name, name)
             busy = pool.submit(other.run, compute, BUSY)
-            found[name] = worker.run(after, name, name) / alone
+            found[name] = process.run(after, name, name) / alone
             busy.result()
     return found
 
@@ -119,15 +119,15 @@ def measure() -> dict[str, Any]:
     arch, weights, _ = trained("resnet18")
     cores = sorted(os.sched_getaffinity(0))[:2]
     labels = [BACKENDS[name].label for name in FRAMEWORKS]
-    with closing(Worker(set(cores[:1]))) as one, closing(Worker(set(cores))) as two:
-        for worker in (one, two):
-            worker.run(build, FRAMEWORKS, arch, weights)
+    with closing(Process(set(cores[:1]))) as one, closing(Process(set(cores))) as two:
+        for process in (one, two):
+            process.run(build, FRAMEWORKS, arch, weights)
         last = digits(one, two)
         with Elsewhere([one, two]) as elsewhere:
             spins = {name: two.run(spinning, name) for name in FRAMEWORKS}
             after_others = neighbours(two)
         burdened = beside(two)
-    with patch.dict(os.environ, OMP_WAIT_POLICY="passive"), closing(Worker(set(cores))) as two:
+    with patch.dict(os.environ, OMP_WAIT_POLICY="passive"), closing(Process(set(cores))) as two:
         two.run(build, FRAMEWORKS, arch, weights)
         passive = {name: two.run(spinning, name) for name in FRAMEWORKS}
     return {

@@ -27,7 +27,7 @@ from common.bench.measure import (
     said_of,
 )
 from common.errors import BadInput
-from common.processes.workers import Worker
+from common.processes.workers import Process
 from tests.bench.helpers import ARCH, DIES, DIES_LATER, LACKS_MEMORY, OURS, RAISES, THEIRS, enter
 
 
@@ -130,16 +130,16 @@ def test_a_matrix_product_that_fails_is_one_line() -> None:
 @pytest.mark.usefixtures("fakes")
 def test_a_contender_that_does_not_come_back_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process dies in a round, and no other starts."""
-    run, starts = Worker.run, []
+    run, starts = Process.run, []
 
-    def once(worker: Worker, function: object, *args: object) -> object:
+    def once(process: Process, function: object, *args: object) -> object:
         if function is enter:
             starts.append(args)
             if len(starts) > 1:
                 raise RuntimeError("no process to be had")
-        return run(worker, function, *args)  # type: ignore[arg-type]
+        return run(process, function, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Worker, "run", once)
+    monkeypatch.setattr(Process, "run", once)
     bench = measured([OURS["torch"]], 1, DIES_LATER)
     assert bench.cells == {}
     assert bench.failures["torch float32"] == "RuntimeError: no process to be had"
@@ -177,8 +177,8 @@ def hold(count: int) -> tuple[int | None, int | None]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
 def test_the_peak_is_that_since_it_was_forgotten() -> None:
-    with closing(Worker()) as worker:
-        most, after = worker.run(hold, 300 * 2**20)
+    with closing(Process()) as process:
+        most, after = process.run(hold, 300 * 2**20)
     assert most is not None and after is not None
     assert most > 300 * 2**20
     assert after < most - 250 * 2**20

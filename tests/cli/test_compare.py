@@ -18,7 +18,7 @@ from common.data.fashion_mnist import SAMPLE
 from tests.cli.commands import run, run_here
 from tests.helpers import hide
 
-SMALL = ["--input-shape", "3,33,47", "--dtype", "float64", "--steps", "1"]
+SMALL = ["--input-shape", "3,33,47", "--precision", "float64", "--steps", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["compare", "resnet18", "--input-shape", "96x96"], ["malformed input shape '96x96'", "1,96,96"]),
         (["compare", "resnet18", "--input-shape", "0,96,96"], ["from 1 up"]),
         (["compare", "resnet18", "--input-shape", "1,16,96"], ["too small", "17×17"]),
-        (["compare", "resnet18", "--dtype", "float16"], ["unknown dtype 'float16'", "float64"]),
+        (["compare", "resnet18", "--precision", "float16"], ["unknown precision 'float16'", "float64"]),
         (["compare", "resnet18", "--device", "tpu"], ["unknown device 'tpu'", "gpu"]),
         (["compare", "resnet18", "--steps", "-1"], ["--steps must be 0 or more"]),
         (
@@ -172,7 +172,7 @@ def test_compare_proves_backends_the_same(backends: list[str], tmp_path: Path) -
 
 def test_compare_starts_from_a_checkpoint(checkpoints: Path, tmp_path: Path) -> None:
     file = checkpoints / "resnet18.safetensors"
-    options = ["--input-shape", "1,32,32", "--dtype", "float64", "--steps", "0", "--out", tmp_path]
+    options = ["--input-shape", "1,32,32", "--precision", "float64", "--steps", "0", "--out", tmp_path]
     done = run("compare", "resnet18", "--checkpoint", file, "--backends", "oracle", *options)
     assert done.returncode == 1, done.stderr  # nothing to compare the oracle with is no proof
     assert "NOT PROVEN" in done.stdout

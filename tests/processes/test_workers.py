@@ -10,7 +10,7 @@ from contextlib import closing
 
 import pytest
 
-from common.processes.workers import Worker, quiet
+from common.processes.workers import Process, quiet
 from common.timing import PROC_STAT, Elsewhere
 
 PRELUDE = """
@@ -58,14 +58,14 @@ def die() -> None:
 
 
 def test_a_worker_that_dies_says_its_last_words() -> None:
-    with closing(Worker()) as worker, pytest.raises(RuntimeError) as error:
-        worker.run(die)
+    with closing(Process()) as process, pytest.raises(RuntimeError) as error:
+        process.run(die)
     assert str(error.value) == "its process died: LLVM ERROR: no such thing"
 
 
-def test_a_workers_own_errors_are_raised_as_they_are() -> None:
-    with closing(Worker()) as worker, pytest.raises(ZeroDivisionError):
-        worker.run(divmod, 1, 0)
+def test_a_process_own_errors_are_raised_as_they_are() -> None:
+    with closing(Process()) as process, pytest.raises(ZeroDivisionError):
+        process.run(divmod, 1, 0)
 
 
 def compute(seconds: float) -> None:
@@ -76,19 +76,19 @@ def compute(seconds: float) -> None:
 
 @pytest.mark.skipif(not PROC_STAT.exists(), reason="this system does not tell what others compute")
 def test_what_other_programs_compute_is_measured() -> None:
-    with closing(Worker()) as worker:
-        worker.run(time.process_time)  # it has started
-        with Elsewhere([worker]) as before:
-            worker.run(compute, 0.5)
+    with closing(Process()) as process:
+        process.run(time.process_time)  # it has started
+        with Elsewhere([process]) as before:
+            process.run(compute, 0.5)
         busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
         try:
             time.sleep(0.3)
-            with Elsewhere([worker]) as beside:
-                worker.run(compute, 0.5)
+            with Elsewhere([process]) as beside:
+                process.run(compute, 0.5)
         finally:
             busy.kill()
             busy.wait()
     assert before.share is not None and beside.share is not None
     cores = len(os.sched_getaffinity(0))
-    # The other takes a core where there is one to spare, else it shares the worker's.
+    # The other takes a core where there is one to spare, else it shares the process's.
     assert beside.share > 0.3 / cores

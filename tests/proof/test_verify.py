@@ -685,14 +685,14 @@ def test_ports_in_the_frameworks_own_layers(even: Network, backend: str) -> None
 
 
 class Here:
-    """Shares whose workers are this process, so that a test can break what they do."""
+    """Shares whose processes are this one, so that a test can break what they do."""
 
     count = 1
 
     def __init__(self, most: int) -> None: ...
 
     @contextmanager
-    def worker(self) -> Iterator["Here"]:
+    def process(self) -> Iterator["Here"]:
         yield self
 
     def run(self, function: Callable, *args: Any) -> Any:
@@ -791,7 +791,7 @@ def command(
         ("{}/net.safetensors --input-shape 3x48x48", ["malformed input shape '3x48x48'"]),
         ("{}/net.safetensors --input-shape 1,48,48", ["1 channels but the network takes 3"]),
         ("{}/net.safetensors --input-shape 3,2,48", ["too small"]),
-        ("{}/net.safetensors --dtype float16", ["unknown dtype 'float16'", "float64"]),
+        ("{}/net.safetensors --precision float16", ["unknown precision 'float16'", "float64"]),
         ("{}/net.safetensors --device tpu", ["unknown device 'tpu'"]),
         ("{}/net.safetensors --images {}/no.npy", ["no.npy not found"]),
         ("{}/net.safetensors --images {}/right.npz", ["is not an array"]),
@@ -884,7 +884,7 @@ def test_the_backends_under_test_agree(
 def test_backends_and_a_recording_in_float32(
     command: Callable[..., tuple[int, str, str]], backends: list[str]
 ) -> None:
-    options = ["--backends", backends[0], "--dtype", "float32", "--against", "{}/wrong.npz"]
+    options = ["--backends", backends[0], "--precision", "float32", "--against", "{}/wrong.npz"]
     code, said, errors = command("{}/net.safetensors", *options)
     assert (code, errors) == (1, "")
     assert "SAME: " in said

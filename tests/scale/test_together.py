@@ -179,7 +179,7 @@ def test_a_trainer_of_two_gpus_is_two_workers(
 
 
 def test_a_network_is_proven_the_same_on_two_workers(backends: list[str], tmp_path: Path) -> None:
-    small = ["--input-shape", "1,32,32", "--dtype", "float64", "--steps", "2", "--out", tmp_path]
+    small = ["--input-shape", "1,32,32", "--precision", "float64", "--steps", "2", "--out", tmp_path]
     done = run("compare", "resnet18", "--backends", backends[0], *small, "--workers", 2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "weights, 2 steps on, 2 workers" in " ".join(done.stdout.split())
