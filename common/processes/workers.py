@@ -31,10 +31,8 @@ class Process:
         context = get_context("spawn")
         descriptor, name = tempfile.mkstemp(prefix="resnet-tabs-", suffix=".log")
         os.close(descriptor)
-        self._log = Path(name)
-        self._process = ProcessPoolExecutor(
-            1, context, initializer=_settle, initargs=(cores, self._log, speaks)
-        )
+        self._log, self._cores = Path(name), cores
+        self._process = ProcessPoolExecutor(1, context, initializer=_settle, initargs=(self._log, speaks))
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """The result of an importable function; arguments and result are pickled.
@@ -43,7 +41,9 @@ class Process:
             RuntimeError: if the process died; else what the function raises.
         """
         try:
-            return self._process.submit(function, *args).result()
+            with _keeping_to(self._cores):  # what starts here has these cores before it loads any library
+                future = self._process.submit(function, *args)
+            return future.result()
         except BrokenProcessPool:
             said = " | ".join(last_lines(self._log)) or "it said nothing"
             raise RuntimeError(f"its process died: {said}") from None
@@ -123,10 +123,22 @@ def _watch(log: Path, remedy: str) -> None:
     log.unlink()
 
 
-def _settle(cores: set[int] | None, log: Path, speaks: bool) -> None:
-    """Keep to the cores, and send output to a file: frameworks greet at length."""
-    if cores:
-        os.sched_setaffinity(0, cores)
+@contextmanager
+def _keeping_to(cores: set[int] | None) -> Iterator[None]:
+    """Within, this thread, and a process that it starts, keep to these cores."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _settle(log: Path, speaks: bool) -> None:
+    """Send output to a file: frameworks greet at length."""
     if speaks:  # Python goes on with the terminal; libraries in C++ write to 1
         sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
     with log.open("r+b") as sink:

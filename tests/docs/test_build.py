@@ -69,7 +69,7 @@ def longer(path: Path, text: str) -> Iterator[None]:
 
 
 def test_figures_of_other_source_are_refused(docs: Path) -> None:
-    with longer(docs.parent / "resnet_torch" / "layers.py", "# changed"):
+    with longer(docs.parent / "resnet_torch" / "layers.py", "CHANGED = True"):
         done = build(docs)
     assert done.returncode != 0
     assert "padding was measured with other source than this; run: nox -s measure -- padding" in done.stderr

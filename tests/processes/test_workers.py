@@ -92,3 +92,16 @@ def test_what_other_programs_compute_is_measured() -> None:
     cores = len(os.sched_getaffinity(0))
     # The other takes a core where there is one to spare, else it shares the process's.
     assert beside.share > 0.3 / cores
+
+
+def cores_of_threads() -> list[set[int]]:
+    """What NumPy's threads may use, too, which it starts when it is imported: here, with this module."""
+    return [os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no process can be told its cores here")
+def test_all_threads_of_a_process_keep_to_its_cores() -> None:
+    core = {min(os.sched_getaffinity(0))}
+    with closing(Process(core)) as process:
+        assert all(cores == core for cores in process.run(cores_of_threads))
+    assert os.sched_getaffinity(0) >= core
