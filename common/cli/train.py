@@ -168,7 +168,7 @@ def train(
     if resume:
         if out is None:
             raise BadInput("--resume needs --out RUN, the folder of the run to go on with")
-        began_with = dataclasses.asdict(read_settings(out))
+        began_with = read_settings(out).to_fields()
         if began_with["classes"] and not is_folder:
             raise BadInput(f"{out} was trained on a folder of images; give it again, with --data FOLDER")
         for name in options:
@@ -198,7 +198,9 @@ def train(
     if weights:
         start, sha256, said = pretrained(weights, network, options["seed"])
         typer.echo(said)
-    settings = Settings(**options | images.settings(), architecture=network.to_json(), weights=sha256)
+    settings = Settings.from_fields(
+        {**options, **images.settings(), "architecture": network.to_json(), "weights": sha256}
+    )
 
     folder = out or new_folder(f"{arch}-{settings.backend}")
     again = f"resnet-tabs train {arch} --out {shlex.quote(str(folder))} --resume"
