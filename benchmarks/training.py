@@ -24,11 +24,13 @@ from common import architecture, cli, initial_weights, training
 from common.backend import available_backends, load_backend
 from common.data import Batch, FashionMNIST
 from common.processes.workers import quiet
+from common.recipe import Recipe
 from common.training.settings import Settings
 
 ARCH = architecture("resnet18")
 BATCH_SIZE = 128
 LR, MOMENTUM = 0.01, 0.9
+RECIPE = Recipe(MOMENTUM)
 ROUNDS, STEPS = 3, 6
 
 
@@ -75,7 +77,7 @@ def tf(batches: Iterable[Batch]) -> Callable[[], None]:
     ready = [(tf.constant(x.transpose(0, 2, 3, 1)), tf.constant(y)) for x, y in batches]
     net = tab.ResNet(ARCH, LR)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    net.compile(net.configure_optimizers(MOMENTUM), loss)
+    net.compile(net.configure_optimizers(RECIPE), loss)
 
     def epoch() -> None:
         for X, Y in ready:
@@ -127,7 +129,7 @@ def mxnet(batches: Iterable[Batch]) -> Callable[[], None]:
     net = tab.ResNet(ARCH, LR)
     net.hybridize(static_alloc=True)
     net(ready[0][0])
-    trainer = net.configure_optimizers(MOMENTUM)
+    trainer = net.configure_optimizers(RECIPE)
 
     def epoch() -> None:
         for X, Y in ready:
@@ -154,8 +156,7 @@ def train(backend: str, model: Any, images: FashionMNIST) -> float:
         architecture=ARCH.to_json(),
         epochs=1,
         lr=LR,
-        momentum=MOMENTUM,
-        weight_decay=0.0,
+        recipe=RECIPE,
         schedule="constant",
         warmup_epochs=0,
         precision="float32",

@@ -149,16 +149,10 @@ class Model(ABC):
         Raises:
             ValueError: for images or labels that do not fit, or a hyperparameter out of range.
         """
-        return self.begin_step(x, y, lr, momentum, weight_decay, **options)()[0]
+        return self.begin_step(x, y, lr, Recipe(momentum, weight_decay, **options))()[0]
 
     def begin_step(
-        self,
-        x: ArrayLike,
-        y: ArrayLike,
-        lr: float,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        **options: Any,
+        self, x: ArrayLike, y: ArrayLike, lr: float, recipe: Recipe = PLAIN
     ) -> Callable[[], tuple[float, int]]:
         """`train_step` that does not wait: some devices still compute when it returns.
 
@@ -166,7 +160,6 @@ class Model(ABC):
         workers.
         Until then `x` and `y` must stay as they are.
         """
-        recipe = Recipe(momentum, weight_decay, **options)
         if not 0 < lr < np.inf:
             raise BadInput(f"lr must be above 0, not {lr}")
         if self._is_averaged:
@@ -224,20 +217,13 @@ class Model(ABC):
             state = state | {f"ema.{name}": array for name, array in self._averaged_weights().items()}
         return {name: np.array(array) for name, array in state.items()}
 
-    def load_optimizer_state(
-        self,
-        state: Mapping[str, NDArray],
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        **options: Any,
-    ) -> None:
+    def load_optimizer_state(self, state: Mapping[str, NDArray], recipe: Recipe = PLAIN) -> None:
         """Go on from what `optimizer_state` gave under this recipe.
 
         Raises:
             ValueError: unless names and shapes are exactly those of the recipe, velocities of what it trains
                 (with momentum) and averages of all weights (with ema), and all is finite.
         """
-        recipe = Recipe(momentum, weight_decay, **options)
         self._need_weights()
         shapes = self.arch.parameter_shapes()
         velocities = {n: shape for n, shape in shapes.items() if recipe.momentum and recipe.trains(n)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +60,14 @@ class Recipe:
     def trains(self, name: str) -> bool:
         """Whether the optimizer moves the array of this canonical name."""
         return not is_statistic(name) and (not self.freeze or is_last(name))
+
+    def kind(self, *figures: str) -> Recipe:
+        """What all recipes share that one compiled optimizer serves, of which these figures may change.
+
+        It is another with a figure that does something than without; the loss and the average it never sees.
+        """
+        used: dict[str, Any] = {name: 0.5 for name in figures if getattr(self, name) != getattr(PLAIN, name)}
+        return dataclasses.replace(self, label_smoothing=0.0, ema=0.0, **used)
 
 
 PLAIN = Recipe()

@@ -73,15 +73,13 @@ class Model(contract.Model):
 
     def _new_state(self, variables: Variables, recipe: Recipe) -> TrainState:
         # Compiled once for any figures that do something: what they are lies in the state.
-        plain = {"momentum": 0.0, "weight_decay": 0.0, "lr_backbone": 1.0}
+        figures = ("momentum", "weight_decay", "lr_backbone")
         used = {
             name: np.asarray(getattr(recipe, name), self.dtype)
-            for name, nothing in plain.items()
-            if getattr(recipe, name) != nothing
+            for name in figures
+            if getattr(recipe, name) != getattr(PLAIN, name)
         }
-        optimizer = self._net.configure_optimizers(
-            **dict.fromkeys(used, 0.5), no_decay_norm=recipe.no_decay_norm
-        )
+        optimizer = self._net.configure_optimizers(recipe.kind(*figures))
         opt_state = optimizer.init(trained_part(variables["params"], recipe.freeze))
         state = TrainState(
             step=0,
@@ -126,9 +124,7 @@ class Model(contract.Model):
     ) -> Callable[[], tuple[float, int]]:
         with self._precision():
             X, Y, rate = self._share(nhwc(x)), self._share(y), np.asarray(lr, self.dtype)
-            self._state, loss, logits = train_step(
-                self._net, self._state, X, Y, rate, recipe.label_smoothing, recipe.freeze
-            )
+            self._state, loss, logits = train_step(self._net, self._state, X, Y, rate, recipe)
             if recipe.ema:
                 share = np.asarray(1 - recipe.ema, self.dtype)
                 self._average = update_average(self._average, self._state.variables, share)

@@ -12,6 +12,7 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike
 
 import common.training
+from common.recipe import PLAIN, Recipe
 from common.summary import layer_line
 
 Variables = dict[str, Any]  # Flax's two trees: "params" and "batch_stats"
@@ -38,15 +39,9 @@ class Classifier(nn.Module):
         targets = optax.smooth_labels(jax.nn.one_hot(Y, Y_hat.shape[1], dtype=Y_hat.dtype), label_smoothing)
         return optax.softmax_cross_entropy(Y_hat, targets).mean()
 
-    def configure_optimizers(
-        self,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        no_decay_norm: bool = False,
-        lr_backbone: float = 1.0,
-    ) -> optax.GradientTransformation:
-        """SGD at the network's learning rate, which may change. Arguments as in `common.recipe`."""
-        return sgd(self.lr, momentum, weight_decay, no_decay_norm, lr_backbone)
+    def configure_optimizers(self, recipe: Recipe = PLAIN) -> optax.GradientTransformation:
+        """SGD at the network's learning rate, which may change; for the parameters that `init` is given."""
+        return sgd(self.lr, recipe)
 
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, H, W, C)."""
@@ -59,9 +54,7 @@ class Classifier(nn.Module):
 
 
 @cache  # one made anew would compile the step anew
-def sgd(
-    lr: float, momentum: float, weight_decay: float, no_decay_norm: bool, lr_backbone: float
-) -> optax.GradientTransformation:
+def sgd(lr: float, recipe: Recipe) -> optax.GradientTransformation:
     """SGD whose figures may change between steps; weight decay is added to the gradient."""
 
     @optax.inject_hyperparams
@@ -73,14 +66,14 @@ def sgd(
     ) -> optax.GradientTransformation:
         steps = [optax.sgd(learning_rate, momentum)]
         if weight_decay is not None:
-            decay = optax.add_decayed_weights(weight_decay, has_axes if no_decay_norm else None)
+            decay = optax.add_decayed_weights(weight_decay, has_axes if recipe.no_decay_norm else None)
             steps = [decay, *steps]
         if lr_backbone is not None:
             steps.append(optax.masked(optax.scale(lr_backbone), is_backbone))
         return optax.chain(*steps) if len(steps) > 1 else steps[0]
 
-    share = None if lr_backbone == 1 else lr_backbone
-    return optimizer(lr, momentum or None, weight_decay or None, share)
+    share = None if recipe.lr_backbone == 1 else recipe.lr_backbone
+    return optimizer(lr, recipe.momentum or None, recipe.weight_decay or None, share)
 
 
 def has_axes(params: Any) -> Any:
@@ -157,14 +150,13 @@ def train_step(
     X: Array,
     Y: Array,
     lr: ArrayLike,
-    label_smoothing: float = 0.0,
-    freeze: str = "",
+    recipe: Recipe = PLAIN,
 ) -> tuple[TrainState, Array, Array]:
     """The state after one step of the optimizer, and the loss and logits before it."""
     loss, Y_hat, gradients, batch_stats = loss_and_gradients(
-        model, state.variables, X, Y, label_smoothing, freeze
+        model, state.variables, X, Y, recipe.label_smoothing, recipe.freeze
     )
-    return apply_gradients(state, gradients, batch_stats, lr, freeze), loss, Y_hat
+    return apply_gradients(state, gradients, batch_stats, lr, recipe.freeze), loss, Y_hat
 
 
 @partial(jax.jit, donate_argnums=0)

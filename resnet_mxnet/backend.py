@@ -85,9 +85,7 @@ class Model(contract.Model):
         return contract.Evaluation(loss.item(), logits.asnumpy(), gradients, running)
 
     def _new_optimizer(self, recipe: Recipe) -> None:
-        self._trainer = self._net.configure_optimizers(
-            recipe.momentum, recipe.weight_decay, recipe.no_decay_norm, recipe.lr_backbone, recipe.freeze
-        )
+        self._trainer = self._net.configure_optimizers(recipe)
         self._average = {name: p.data().copy() for name, p in self._parameters.items() if recipe.ema}
 
     def _begin_step(
@@ -95,7 +93,7 @@ class Model(contract.Model):
     ) -> Callable[[], tuple[float, int]]:
         self._trainer.set_learning_rate(lr)
         X, Y = self._array(x), self._array(y)
-        loss, logits = train_step(self._net, self._trainer, X, Y, recipe.label_smoothing, recipe.freeze)
+        loss, logits = train_step(self._net, self._trainer, X, Y, recipe)
         if recipe.ema:
             weights = [parameter.data() for parameter in self._parameters.values()]
             update_average(list(self._average.values()), weights, 1 - recipe.ema)

@@ -7,6 +7,7 @@ from mxnet import autograd, gluon, np, npx
 from mxnet.gluon import nn
 
 import common.training
+from common.recipe import PLAIN, Recipe
 from common.summary import layer_line
 from resnet_mxnet.layers import SGD, TrainerOverWorkers, exact_decay
 
@@ -38,21 +39,14 @@ class Classifier(nn.HybridBlock):
         targets = npx.one_hot(Y, classes, dtype=Y_hat.dtype) * (1 - label_smoothing)
         return soft_cross_entropy(Y_hat, targets + label_smoothing / classes).mean()
 
-    def configure_optimizers(
-        self,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        no_decay_norm: bool = False,
-        lr_backbone: float = 1.0,
-        freeze: str = "",
-    ) -> gluon.Trainer:
-        """SGD at the network's learning rate. Arguments as in `common.recipe`."""
+    def configure_optimizers(self, recipe: Recipe = PLAIN) -> gluon.Trainer:
+        """SGD at the network's learning rate."""
         parameters, last = self.collect_params(), self.net.last.collect_params()
-        optimizer = SGD(learning_rate=self.lr, momentum=momentum, wd=weight_decay)
-        optimizer.set_lr_mult({name: lr_backbone for name in parameters if name not in last})
-        if no_decay_norm:
+        optimizer = SGD(learning_rate=self.lr, momentum=recipe.momentum, wd=recipe.weight_decay)
+        optimizer.set_lr_mult({name: recipe.lr_backbone for name in parameters if name not in last})
+        if recipe.no_decay_norm:
             optimizer.set_wd_mult({name: 0.0 for name, p in parameters.items() if len(p.shape) == 1})
-        return TrainerOverWorkers(last if freeze else parameters, optimizer, kvstore=None)
+        return TrainerOverWorkers(last if recipe.freeze else parameters, optimizer, kvstore=None)
 
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, C, H, W)."""
@@ -87,11 +81,10 @@ def train_step(
     trainer: gluon.Trainer,
     X: np.ndarray,
     Y: np.ndarray,
-    label_smoothing: float = 0.0,
-    freeze: str = "",
+    recipe: Recipe = PLAIN,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One step of the optimizer, in place; returns the loss and logits before it."""
-    loss, Y_hat = loss_and_gradients(model, X, Y, label_smoothing, freeze)
+    loss, Y_hat = loss_and_gradients(model, X, Y, recipe.label_smoothing, recipe.freeze)
     trainer.step(1)  # the loss is a mean already
     return loss, Y_hat
 

@@ -64,7 +64,7 @@ class Model(contract.Model):
         self._activations_graph = tf.function(self._net.activations)
         self._gradients_graph = self._shared(partial(loss_and_gradients, self._net))
         self._total_graph = self._shared(total)
-        self._optimizers: dict[tuple, tuple[SGD, Callable[..., Any]]] = {}
+        self._optimizers: dict[Recipe, tuple[SGD, Callable[..., Any]]] = {}
         self._average: dict[str, tf.Variable] = {}
 
     def _load_weights(self, weights: Weights) -> None:
@@ -96,20 +96,17 @@ class Model(contract.Model):
         )
 
     def _new_optimizer(self, recipe: Recipe) -> None:
-        momentum, decay = recipe.momentum, recipe.weight_decay
-        kind = bool(momentum), bool(decay), recipe.no_decay_norm, recipe.lr_backbone, recipe.freeze
-        if kind not in self._optimizers:  # compiled for any momentum and weight decay, or for none
+        kind = recipe.kind("momentum", "weight_decay")  # compiled for any, or for none
+        if kind not in self._optimizers:
             with self._scope(), tf.device(self._device):
-                optimizer = self._net.configure_optimizers(
-                    momentum, decay, recipe.no_decay_norm, recipe.lr_backbone
-                )
+                optimizer = self._net.configure_optimizers(kind)
                 optimizer.build(trained_variables(self._net, recipe.freeze))
             update = self._shared(partial(apply_gradients, self._net, optimizer, recipe.freeze))
             self._optimizers[kind] = optimizer, update
         self._optimizer, self._update_graph = self._optimizers[kind]
-        self._optimizer.restart(momentum, decay)
+        self._optimizer.restart(recipe.momentum, recipe.weight_decay)
         self._velocities = {}
-        if momentum:
+        if recipe.momentum:
             order = self._order(recipe.freeze)
             self._velocities = {name: self._optimizer.velocities[i] for name, i in order.items()}
         if recipe.ema:

@@ -9,6 +9,7 @@ from tensorflow import Tensor
 
 import common.training
 from common.architecture import Architecture
+from common.recipe import PLAIN, Recipe
 from common.summary import layer_line
 from resnet_tf.layers import SGD, Model, precision
 
@@ -53,16 +54,11 @@ class Classifier(Model):
         )
         return tf.reduce_mean(losses)
 
-    def configure_optimizers(
-        self,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        no_decay_norm: bool = False,
-        lr_backbone: float = 1.0,
-    ) -> SGD:
-        """SGD at the network's learning rate. Arguments as in `common.recipe`."""
+    def configure_optimizers(self, recipe: Recipe = PLAIN) -> SGD:
+        """SGD at the network's learning rate, for the variables that whoever builds it trains."""
+        decay, share = recipe.weight_decay, recipe.lr_backbone
         with precision(self.dtype_policy.name):
-            return SGD(float(self.lr), momentum, weight_decay, no_decay_norm, lr_backbone)
+            return SGD(float(self.lr), recipe.momentum, decay, recipe.no_decay_norm, share)
 
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, H, W, C)."""
@@ -104,12 +100,11 @@ def train_step(
     optimizer: SGD,
     X: Tensor,
     Y: Tensor,
-    label_smoothing: float = 0.0,
-    freeze: str = "",
+    recipe: Recipe = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """One step of the optimizer, in place; returns the loss and logits before it."""
-    loss, Y_hat, gradients = loss_and_gradients(model, X, Y, label_smoothing, freeze)
-    apply_gradients(model, optimizer, freeze, *gradients)
+    loss, Y_hat, gradients = loss_and_gradients(model, X, Y, recipe.label_smoothing, recipe.freeze)
+    apply_gradients(model, optimizer, recipe.freeze, *gradients)
     return loss, Y_hat
 
 

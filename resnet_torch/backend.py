@@ -103,7 +103,7 @@ class Model(contract.Model):
         buffers = list(self._net.buffers())
         before = [buffer.clone() for buffer in buffers]
         loss, logits = loss_and_gradients(
-            self._net, self._images_in(x), self._tensor(y).long(), self.bfloat16
+            self._net, self._images_in(x), self._tensor(y).long(), bfloat16=self.bfloat16
         )
         running = {name: self._array(t).copy() for name, t in self._tensors.items() if is_statistic(name)}
         for buffer, old in zip(buffers, before, strict=True):
@@ -113,9 +113,7 @@ class Model(contract.Model):
         return contract.Evaluation(loss.item(), self._array(logits), gradients, running)
 
     def _new_optimizer(self, recipe: Recipe) -> None:
-        self._optimizer = self._net.configure_optimizers(
-            recipe.momentum, recipe.weight_decay, recipe.no_decay_norm, recipe.lr_backbone, recipe.freeze
-        )
+        self._optimizer = self._net.configure_optimizers(recipe)
         self._average = {name: t.detach().clone() for name, t in self._tensors.items() if recipe.ema}
         self._trained: Classifier = self._net
         if self.group.workers > 1:
@@ -128,9 +126,7 @@ class Model(contract.Model):
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_share"]
         X, Y = self._images_in(x), self._tensor(y).long()
-        loss, logits = train_step(
-            self._trained, self._optimizer, X, Y, self.bfloat16, recipe.label_smoothing, recipe.freeze
-        )
+        loss, logits = train_step(self._trained, self._optimizer, X, Y, recipe, self.bfloat16)
         if recipe.ema:
             update_average(list(self._average.values()), list(self._tensors.values()), recipe.ema)
         correct = count_correct(logits, Y)

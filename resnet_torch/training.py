@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import common.training
+from common.recipe import PLAIN, Recipe
 from common.summary import layer_line
 
 
@@ -32,21 +33,14 @@ class Classifier(nn.Module):
         """Mean softmax cross-entropy of logits (N, classes) and labels (N,)."""
         return F.cross_entropy(Y_hat, Y, label_smoothing=label_smoothing)
 
-    def configure_optimizers(
-        self,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        no_decay_norm: bool = False,
-        lr_backbone: float = 1.0,
-        freeze: str = "",
-    ) -> torch.optim.SGD:
-        """SGD at the network's learning rate; each group keeps its share. Arguments as in `common.recipe`."""
+    def configure_optimizers(self, recipe: Recipe = PLAIN) -> torch.optim.SGD:
+        """SGD at the network's learning rate; each group keeps its share."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             is_last = name.startswith("net.last.")
-            share = 1.0 if is_last else lr_backbone
-            decay = 0.0 if no_decay_norm and parameter.ndim == 1 else weight_decay
-            if is_last or not freeze:
+            share = 1.0 if is_last else recipe.lr_backbone
+            decay = 0.0 if recipe.no_decay_norm and parameter.ndim == 1 else recipe.weight_decay
+            if is_last or not recipe.freeze:
                 groups.setdefault((share, decay), []).append(parameter)
         return torch.optim.SGD(
             [
@@ -54,7 +48,7 @@ class Classifier(nn.Module):
                 for (share, decay), parameters in groups.items()
             ],
             self.lr,
-            momentum,
+            recipe.momentum,
         )
 
     @torch.no_grad()
@@ -95,9 +89,9 @@ def loss_and_gradients(
     model: Classifier,
     X: Tensor,
     Y: Tensor,
-    bfloat16: bool = False,
     label_smoothing: float = 0.0,
     freeze: str = "",
+    bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Loss and logits with batch statistics; the gradients are left in each parameter's `.grad`.
 
@@ -119,12 +113,11 @@ def train_step(
     optimizer: torch.optim.SGD,
     X: Tensor,
     Y: Tensor,
+    recipe: Recipe = PLAIN,
     bfloat16: bool = False,
-    label_smoothing: float = 0.0,
-    freeze: str = "",
 ) -> tuple[Tensor, Tensor]:
     """One step of the optimizer, in place; returns the loss and logits before it."""
-    loss, Y_hat = loss_and_gradients(model, X, Y, bfloat16, label_smoothing, freeze)
+    loss, Y_hat = loss_and_gradients(model, X, Y, recipe.label_smoothing, recipe.freeze, bfloat16)
     optimizer.step()
     return loss, Y_hat
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from common import architecture, data, load_backend
 from common.architecture import PADDINGS, Architecture
 from common.errors import BadInput
+from common.recipe import PLAIN, Recipe
 from common.weights import is_statistic
 from tests.helpers import (
     ROUNDING,
@@ -37,6 +38,7 @@ EXAMPLES = {"jax": 6, "tf": 10}
 MORE_EXAMPLES = 40
 
 SGD_STEPS = 20
+MOMENTUM = Recipe(momentum=0.9)
 
 SMALL = Architecture(stages=((1, 4), (1, 6)), in_channels=2, num_classes=5, stem_channels=4)
 
@@ -301,7 +303,7 @@ def test_the_optimizers_state_is_the_oracles_and_copied(
         build(backend, SMALL, device=device),
     ):  # two from one state
         m.load_weights(weights)
-        m.load_optimizer_state(state, momentum=0.9)
+        m.load_optimizer_state(state, MOMENTUM)
         m.train_step(*batch, lr=0.1, momentum=0.9)
         ends.append(m.weights())
         assert_same_weights(state, kept)
@@ -311,7 +313,7 @@ def test_the_optimizers_state_is_the_oracles_and_copied(
 def test_without_momentum_there_is_no_state(model: Any, batch: tuple) -> None:
     model.train_step(*batch, lr=0.1)
     assert model.optimizer_state() == {}
-    model.load_optimizer_state({}, momentum=0.0)
+    model.load_optimizer_state({})
     model.train_step(*batch, lr=0.1)
 
 
@@ -319,7 +321,7 @@ def test_a_state_of_another_type_is_cast(backend: str, device: str, batch: tuple
     model = built(backend, SMALL, "float32", device)
     model.load_weights(random_weights(SMALL))
     state = {name: array for name, array in random_weights(SMALL).items() if not is_statistic(name)}
-    model.load_optimizer_state(state, momentum=0.9)
+    model.load_optimizer_state(state, MOMENTUM)
     found = model.optimizer_state()
     assert_same_weights(found, {name: array.astype("float32") for name, array in state.items()})
     assert {array.dtype for array in found.values()} == {np.dtype("float32")}
@@ -524,22 +526,22 @@ def test_weights_that_do_not_fit_are_refused_in_the_words_of_the_oracle(
     assert_same_weights(model.weights(), random_weights(SMALL))  # nothing half-loaded
 
 
-BAD_STATES: dict[str, tuple[Callable[[dict[str, NDArray]], dict[str, NDArray]], float, str]] = {
-    "missing": (without, 0.9, "missing: b2.0.conv1.weight"),
-    "extra": (lambda s: s | {"learning_rate": np.ones(())}, 0.9, "extra: learning_rate"),
-    "wrong shape": (lambda s: s | {"last.weight": s["last.weight"].T}, 0.9, "wrong shape: last.weight"),
-    "NaN": (lambda s: s | {"last.bias": s["last.bias"] * np.nan}, 0.9, "NaN or infinite: last.bias"),
-    "none": (lambda s: {}, 0.9, "missing: b1.conv.weight"),
-    "without momentum": (lambda s: s, 0.0, "extra: b1.conv.weight"),
+BAD_STATES: dict[str, tuple[Callable[[dict[str, NDArray]], dict[str, NDArray]], Recipe, str]] = {
+    "missing": (without, MOMENTUM, "missing: b2.0.conv1.weight"),
+    "extra": (lambda s: s | {"learning_rate": np.ones(())}, MOMENTUM, "extra: learning_rate"),
+    "wrong shape": (lambda s: s | {"last.weight": s["last.weight"].T}, MOMENTUM, "wrong shape: last.weight"),
+    "NaN": (lambda s: s | {"last.bias": s["last.bias"] * np.nan}, MOMENTUM, "NaN or infinite: last.bias"),
+    "none": (lambda s: {}, MOMENTUM, "missing: b1.conv.weight"),
+    "without momentum": (lambda s: s, PLAIN, "extra: b1.conv.weight"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_STATES)
 def test_an_optimizers_state_that_does_not_fit_is_refused(model: Any, case: str) -> None:
-    spoil, momentum, words = BAD_STATES[case]
+    spoil, recipe, words = BAD_STATES[case]
     state = {name: array for name, array in random_weights(SMALL).items() if not is_statistic(name)}
     with pytest.raises(BadInput) as error:
-        model.load_optimizer_state(spoil(state), momentum)
+        model.load_optimizer_state(spoil(state), recipe)
     one_line(error, "the optimizer's state does not fit", words)
 
 

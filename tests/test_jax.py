@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from common import data, load_backend
 from common.architecture import Architecture
+from common.recipe import Recipe
 from tests.helpers import ROUNDING, SINGLE, built, deviation, random_batch, random_weights
 
 SMALL = Architecture(stages=((1, 4), (1, 6)), stem_channels=4)
@@ -187,7 +188,8 @@ def test_a_trainer_gives_the_variables_it_trained(package: ModuleType, tmp_path:
 def test_without_momentum_nothing_is_remembered(package: ModuleType) -> None:
     params = {"kernel": np.ones((2, 3), "float32")}
     net = package.ResNet(SMALL)
-    shapes = [[leaf.shape for leaf in leaves(net.configure_optimizers(m).init(params))] for m in (0.0, 0.9)]
+    optimizers = [net.configure_optimizers(), net.configure_optimizers(Recipe(momentum=0.9))]
+    shapes = [[leaf.shape for leaf in leaves(optimizer.init(params))] for optimizer in optimizers]
     assert (2, 3) not in shapes[0]
     assert (2, 3) in shapes[1]
 

@@ -328,7 +328,7 @@ def test_the_optimizers_state_goes_there_and_back(backend: str, device: str, cas
     model.load_weights(random_weights(RESIDUAL, seed=1))
     model.train_step(*data[0], LR, momentum=0.5)
     model.load_weights(weights)
-    model.load_optimizer_state(state, **recipe, **options)
+    model.load_optimizer_state(state, Recipe(**recipe, **options))
     assert_identical(model.optimizer_state(), state)
     for found, exact in zip(steps(range(2, 4)), unbroken, strict=True):
         assert_identical(found, exact)
@@ -357,7 +357,7 @@ def test_a_state_of_another_recipe_is_refused(model: Any, case: str) -> None:
     train(model, 1, ema=0.9)
     state, weights = model.optimizer_state(), model.weights()
     with pytest.raises(BadInput) as error:
-        model.load_optimizer_state(spoil(dict(state)), **PLAIN, **options)
+        model.load_optimizer_state(spoil(dict(state)), Recipe(**PLAIN, **options))
     one_line(error, "the optimizer's state does not fit", words)
     assert_identical(model.optimizer_state(), state)
     assert_identical(model.weights(), weights)
@@ -386,8 +386,6 @@ def test_values_out_of_range_are_refused(options: dict[str, Any], words: str, ba
     for use in (
         lambda: Recipe(**options),
         lambda: model.train_step(*batch, LR, **options),
-        lambda: model.begin_step(*batch, LR, **options),
-        lambda: model.load_optimizer_state({}, **options),
     ):
         with pytest.raises(ValueError) as error:
             use()
@@ -524,10 +522,43 @@ def test_without_ema_a_run_is_as_it_was(tmp_path: Path, capsys: pytest.CaptureFi
 def test_settings_of_before_there_was_a_recipe_still_load(tmp_path: Path) -> None:
     settings = running.settings("oracle", tiny_data())
     new = {field.name for field in dataclasses.fields(Recipe)} - {"momentum", "weight_decay"}
-    fields = {name: value for name, value in dataclasses.asdict(settings).items() if name not in new}
+    fields = {name: value for name, value in settings.to_fields().items() if name not in new}
     (tmp_path / "run.json").write_text(json.dumps(fields))
     assert read_settings(tmp_path) == settings
     assert settings.recipe == Recipe(momentum=0.9, weight_decay=1e-4)
+
+
+BEFORE = """{
+  "backend": "oracle", "architecture": "", "epochs": 2, "batch_size": 8, "resize": [28, 28], "lr": 0.05,
+  "momentum": 0.9, "weight_decay": 0.01, "schedule": "cosine", "warmup_epochs": 0, "augment": ["flip"],
+  "precision": "float32", "device": "cpu", "seed": 0, "limit_train": 36, "limit_val": null,
+  "data": "36 images", "compile": false, "classes": [], "normalize": "none", "val_share": null,
+  "skip_bad": false, "weights": "", "label_smoothing": 0.1, "no_decay_norm": true, "lr_backbone": 0.1,
+  "freeze": "backbone", "ema": 0.9,
+  "sha256": "9ed818bf031eb32a437818ec9ff1acea963225cd6d674caa1f8a53c802496612"
+}"""
+
+
+def test_run_json_is_the_same_as_when_each_of_the_recipe_was_a_setting(tmp_path: Path) -> None:
+    """Its SHA-256, too."""
+    (tmp_path / "run.json").write_text(BEFORE)
+    settings = read_settings(tmp_path)
+    assert settings.recipe == Recipe(**PLAIN, **ALL)
+    assert json.loads(json.dumps(settings.to_fields())) == {
+        name: value for name, value in json.loads(BEFORE).items() if name != "sha256"
+    }
+
+
+def test_what_differs_of_the_recipe_is_named() -> None:
+    run, other = (running.settings("oracle", tiny_data(), **options) for options in ({}, PLAIN | ALL))
+    assert other.differences(run) == [
+        "weight_decay is 0.01, not 0.0001",
+        "label_smoothing is 0.1, not 0.0",
+        "no_decay_norm is True, not False",
+        "lr_backbone is 0.1, not 1.0",
+        "freeze is backbone, not ",
+        "ema is 0.9, not 0.0",
+    ]
 
 
 @pytest.mark.usefixtures("sample_only")

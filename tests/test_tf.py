@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from common import Architecture, load_backend
 from common.errors import BadInput
+from common.recipe import Recipe
 from tests.helpers import ROUNDING, SINGLE, deviation, one_line, random_batch, random_weights
 
 ARCH = Architecture(((1, 4),), "resnext", stem_channels=4, groups=2, num_classes=5)
@@ -175,7 +176,8 @@ def test_compile_fit_save_load_and_fit_again(keras: Any, batch: tuple, tmp_path:
 def test_compile_takes_our_optimizer_and_xla(keras: Any, batch: tuple, tmp_path: Path) -> None:
     net = package().ResNet(ARCH, lr=0.05)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    net.compile(net.configure_optimizers(0.9, 0.01), loss, jit_compile=True)  # Keras' default on a GPU
+    optimizer = net.configure_optimizers(Recipe(momentum=0.9, weight_decay=0.01))
+    net.compile(optimizer, loss, jit_compile=True)  # Keras' default on a GPU
     net.fit(*batch, verbose=0)
     again = save_and_load(keras, net, tmp_path)
     config = again.optimizer.get_config()

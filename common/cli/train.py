@@ -26,7 +26,6 @@ from common.cli.options import (
 )
 from common.errors import BadInput, telling_how_to_resume
 from common.processes.workers import quiet
-from common.recipe import Recipe
 
 if TYPE_CHECKING:
     from common.data import DataModule
@@ -35,13 +34,7 @@ if TYPE_CHECKING:
     from common.training.settings import Settings
     from common.weights import Weights
 
-# The options that decide how a run goes; a run that is resumed has its own, where they are left out.
-RECIPE = tuple(field.name for field in dataclasses.fields(Recipe))
-RUN = (
-    *("backend", "epochs", "lr", "schedule", "warmup_epochs", "precision", "device", "compile"),
-    *("batch_size", "resize", "augment", "limit_train", "limit_val", "seed"),
-    *("normalize", "val_share", "skip_bad"),
-)
+FILES = ("data", "weights")  # options that name files, of which settings say what is in them
 SHARED = ("batch_size", "resize", "augment", "limit_train", "limit_val", "seed")  # by all data sets
 
 
@@ -157,10 +150,8 @@ def train(
 
     images = _images(data, is_folder, options, loaders)
     network, start, sha256 = _network(arch, images, is_folder, begun, weights, options["seed"])
-    recipe = Recipe(**{name: options.pop(name) for name in RECIPE})
-    settings = Settings(
-        **options | images.settings(), recipe=recipe, architecture=network.to_json(), weights=sha256
-    )
+    said = {"architecture": network.to_json(), "weights": sha256}
+    settings = Settings.from_fields(options | images.settings() | said)
     folder = out or new_folder(f"{arch}-{settings.backend}")
 
     def train_one(settings: Settings, folder: Path, resume: bool) -> list[Record]:
@@ -185,16 +176,17 @@ def check_architecture(name: str) -> None:
 
 
 def _options(context: typer.Context, is_folder: bool, begun: Settings | None) -> dict[str, Any]:
-    """The options of `RUN` and `RECIPE` by name; those left out are the begun run's, where there is one."""
+    """The settings among the options, by name; where a run is resumed, its own for those left out."""
+    from common.training.settings import Settings
+
     given = context.params
-    options = {name: given[name] for name in (*RUN, *RECIPE)}
+    options = {name: given[name] for name in Settings.names() if name in given and name not in FILES}
     size = (224 if is_folder else 96) if given["resize"] is None else given["resize"]
     options["resize"] = (size, size)
     options["augment"] = tuple(name.strip() for name in given["augment"].split(",") if given["augment"])
     options["normalize"] = given["normalize"] or ("imagenet" if is_folder else "none")
     if begun:
-        began_with = dataclasses.asdict(begun)
-        began_with |= began_with["recipe"]
+        began_with = begun.to_fields()
         for name in options:
             source = context.get_parameter_source(name)
             if source and source.name == "DEFAULT":

@@ -198,7 +198,6 @@ class _Training:
         self.position = Position()
         self.group = model.group
         self.dealt = {"group": self.group} if self.group.workers > 1 else {}  # one needs no loader that deals
-        self.recipe = dataclasses.asdict(self.settings.recipe)
         self.show = Progress(self.settings, data.num_train_batches, quiet=self.group.rank > 0)
         self.signals: list[int] = []  # that came to this worker
         self.stopped = 0  # the signal that stops all
@@ -219,7 +218,7 @@ class _Training:
             self.position = checkpoint.position
             model.load_weights(checkpoint.weights)
             if self.position.step:
-                model.load_optimizer_state(checkpoint.state, **self.recipe)
+                model.load_optimizer_state(checkpoint.state, self.settings.recipe)
             self.show.say(f"going on after step {self.position.step}")
         self.check_same()
         if not checkpoint:
@@ -268,7 +267,7 @@ class _Training:
         begun = None  # looked at once the next step is on its way, so that no device waits
         for number, (x, y) in enumerate(batches, position.step):
             lr = learning_rate(self.settings, number, self.data.num_train_batches)
-            found = self.model.begin_step(x, y, lr, **self.recipe)
+            found = self.model.begin_step(x, y, lr, self.settings.recipe)
             before, begun = begun, Step(found, lr, self.whole(number, len(y)))
             if before:
                 self.finish(before)
@@ -311,7 +310,7 @@ class _Training:
         position, averaged = self.position, {}
         try:
             found = self.evaluate()
-            if self.settings.ema:
+            if self.settings.recipe.ema:
                 with self.model.averaged():
                     average = self.evaluate()
                 averaged = {"ema_val_loss": average.loss, "ema_val_accuracy": average.accuracy}

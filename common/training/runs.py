@@ -114,7 +114,7 @@ class Run:
             raise BadInput(f"{folder} already holds a run; go on with it (--resume) or choose another folder")
         run = cls(output_folder(folder), settings)
         write_atomically(run.folder / "history.jsonl", "")
-        fields = dataclasses.asdict(settings)
+        fields = settings.to_fields()
         fields["sha256"] = _fields_sha256(fields)
         write_atomically(run.folder / "run.json", json.dumps(fields, indent=2) + "\n")
         return run
@@ -371,7 +371,7 @@ def read_settings(folder: str | os.PathLike[str]) -> Settings:
         fields = dict(json.loads(path.read_text(encoding="utf-8")))
         if fields.pop("sha256", None) != _fields_sha256(fields):
             raise ValueError("wrong SHA-256")
-        return Settings(**fields)
+        return Settings.from_fields(fields)
     except (OSError, TypeError, ValueError) as error:
         raise BadInput(f"{path} is damaged ({error}); put it right or start a new run") from None
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ class Settings:
         backend: who computes.
         architecture: the network, as `Architecture.to_json` writes it.
         lr: the highest learning rate; `schedule` "constant" keeps it, "cosine" takes it to 0.
+        recipe: what a step is, besides its learning rate.
         warmup_epochs: epochs over which the learning rate first rises from 0 to `lr`.
         augment: any of "flip" and "crop".
         precision: "float32", "float64", "bfloat16" or "tf32".
@@ -30,7 +33,8 @@ class Settings:
         normalize: "imagenet" or "none", as `data.ImageFolder` has it; `val_share` and `skip_bad`, too.
         weights: SHA-256 of the weights the run starts from; empty where they are drawn from the seed.
 
-    The fields that are those of a `Recipe` say here what they say there.
+    Raises:
+        ValueError: for a value out of range.
     """
 
     backend: str
@@ -39,8 +43,7 @@ class Settings:
     batch_size: int
     resize: tuple[int, int]
     lr: float
-    momentum: float
-    weight_decay: float
+    recipe: Recipe
     schedule: str
     warmup_epochs: int
     augment: tuple[str, ...]
@@ -56,16 +59,10 @@ class Settings:
     val_share: float | None = None
     skip_bad: bool = False
     weights: str = ""
-    label_smoothing: float = 0.0
-    no_decay_norm: bool = False
-    lr_backbone: float = 1.0
-    freeze: str = ""
-    ema: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("resize", "augment", "classes"):  # lists, from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        _ = self.recipe  # checks its own
         for name, least in (("epochs", 1), ("warmup_epochs", 0)):
             if not least <= getattr(self, name) < np.inf:
                 raise BadInput(f"{name} must be {least} or more, not {getattr(self, name)}")
@@ -90,16 +87,37 @@ class Settings:
             "val_share": json.dumps(self.val_share),
         }
 
-    @property
-    def recipe(self) -> Recipe:
-        """What a step is, besides its learning rate."""
-        return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
+    @classmethod
+    def names(cls) -> list[str]:
+        """Of the values in `to_fields`."""
+        own = [field.name for field in dataclasses.fields(cls) if field.name != "recipe"]
+        return own + [field.name for field in dataclasses.fields(Recipe)]
+
+    def to_fields(self) -> dict[str, Any]:
+        """Name to value, the recipe's fields among the others: what `run.json` says."""
+        fields = dataclasses.asdict(self)
+        recipe = fields.pop("recipe")
+        return fields | recipe
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Settings:
+        """The settings that `to_fields` gave; what is not said of the recipe is as in `Recipe()`.
+
+        Raises:
+            TypeError: for a name too many, or too few.
+            ValueError: for a value out of range.
+        """
+        of_recipe = {field.name for field in dataclasses.fields(Recipe)}
+        recipe = Recipe(**{name: value for name, value in fields.items() if name in of_recipe})
+        others = {name: value for name, value in fields.items() if name not in of_recipe}
+        return cls(recipe=recipe, **others)
 
     def differences(self, other: Settings) -> list[str]:
         """One line for each setting that is not the same: "lr is 0.1, not 0.01"."""
+        own, others = self.to_fields(), other.to_fields()
         return [
-            f"{field.name} is {getattr(self, field.name)}, not {getattr(other, field.name)}"
-            for field in dataclasses.fields(self)
-            if field.name != "classes"  # which `data` speaks for
-            and getattr(self, field.name) != getattr(other, field.name)
+            f"{name} is {own[name]}, not {others[name]}"
+            for name in own
+            if name != "classes"  # which `data` speaks for
+            and own[name] != others[name]
         ]

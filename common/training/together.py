@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +78,7 @@ def train_seated(seat: Seat, plan: Plan) -> tuple[Weights, list[Record]]:
     Raises:
         Stopped, ValueError: as `train`; if the workers do not meet, or are not about to do the same.
     """
-    fields = dataclasses.asdict(plan.settings) | {"classes": ""}  # for which `data` speaks
+    fields = plan.settings.to_fields() | {"classes": ""}  # for which `data` speaks
     about = {name: str(value) for name, value in fields.items()}
     backend = load_backend(plan.settings.backend)
     versions = {"resnet-tabs": own_version(), backend.label: installed_version(backend)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -98,12 +97,12 @@ class Trainer:
             architecture=wrapped.arch.to_json(),
             epochs=self.max_epochs,
             lr=model.lr,
+            recipe=self.recipe,
             schedule=self.schedule,
             warmup_epochs=self.warmup_epochs,
             precision="float32",
             device=wrapped.device,
             weights=began,
-            **dataclasses.asdict(self.recipe),
             **data.settings(),
         )
         again = f"Trainer(..., out={str(folder)!r}, resume=True).fit(model, data)"

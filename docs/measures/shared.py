@@ -22,6 +22,7 @@ from common.data import resize as resized
 from common.deviation import deviation
 from common.pages import installed_version
 from common.proof.traps import TRAPS, Trap, port
+from common.recipe import Recipe
 from common.training.settings import Settings
 from common.weights import Weights
 
@@ -55,19 +56,18 @@ def machine() -> str:
 
 def settings(data: FashionMNIST, arch: Architecture, **changed: Any) -> Settings:
     """A run in PyTorch on these images: momentum, an epoch of warm-up, a cosine."""
-    recipe: dict[str, Any] = {
+    run: dict[str, Any] = {
         "backend": "torch",
         "architecture": arch.to_json(),
         "epochs": 2,
         "lr": 0.05,
-        "momentum": 0.9,
-        "weight_decay": 0.0,
+        "recipe": Recipe(momentum=0.9),
         "schedule": "cosine",
         "warmup_epochs": 1,
         "precision": "float32",
         "device": "cpu",
     }
-    return Settings(**recipe | changed | data.settings())
+    return Settings(**run | changed | data.settings())
 
 
 @cache

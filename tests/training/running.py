@@ -23,6 +23,8 @@ TINY = Architecture(stages=((1, 4),), stem_channels=4)
 
 def settings(backend: str, data: FashionMNIST, arch: Architecture = TINY, **options: Any) -> Settings:
     defaults: dict[str, Any] = {
+        "backend": backend,
+        "architecture": arch.to_json(),
         "epochs": 2,
         "lr": 0.05,
         "momentum": 0.9,
@@ -32,9 +34,7 @@ def settings(backend: str, data: FashionMNIST, arch: Architecture = TINY, **opti
         "precision": "float32",
         "device": "cpu",
     }
-    return Settings(
-        backend=backend, architecture=arch.to_json(), **{**defaults, **data.settings(), **options}
-    )
+    return Settings.from_fields({**defaults, **data.settings(), **options})
 
 
 def tiny_data(**options: Any) -> FashionMNIST:
