@@ -196,9 +196,10 @@ class Environment:
             self.session.run(str(self.python), "-m", module, *arguments, external=True, **options)
 
     def test(self, *arguments: str) -> None:
-        """pytest, some tests at a time. CI counts them."""
+        """pytest, some tests at a time. CI reads how they ended."""
         at_once = ("--numprocesses=auto", "--maxprocesses=4", "--dist=loadgroup")
-        self.run("pytest", *at_once, f"--junit-xml=.nox/{self.session.name}.xml", *arguments, env=JAX_CACHE)
+        ended = f"--junit-xml=.nox/results/{self.session.name}.xml"
+        self.run("pytest", *at_once, ended, *arguments, env=JAX_CACHE)
 
 
 @nox.session(venv_backend="none")
