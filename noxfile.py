@@ -37,10 +37,13 @@ OLD_PACKAGES = ("transformers==4.57.1", "huggingface-hub==0.36.2", "tokenizers==
 # What a framework's absence could break, and the contract in brief; `tests` has the rest.
 SMOKE_TESTS = (
     "tests/cli/test_compare.py::test_a_backend_that_is_missing_is_a_row_and_no_pass",
+    "tests/cli/test_training.py::test_train_evaluate_and_predict_end_to_end",
     "tests/cli/test_training.py::test_a_missing_gpu_leaves_no_folder",
     "tests/test_packages.py",
+    "tests/test_tf.py",
     "tests/test_backends.py",
-    "-k=not test_backends or smallest or momentum or optimizers_state or went_in or summary or gpu or lent",
+    "-k=not (test_backends or test_tf) or choice"
+    " or smallest or momentum or optimizers_state or went_in or summary or gpu or lent",
 )
 GPU_TESTS = [
     *(f"tests/test_{part}.py" for part in ("backends", "checkpoints", "packages", "recipe")),
@@ -128,7 +131,8 @@ class Environment:
         self.session = session
         self.folder = folder or Path(session.env_dir).absolute()
         self.python = self.folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-        self.uv = UV if session.venv_backend in ("none", "uv") else None
+        # nox knows its own uv by that name.
+        self.uv = {"none": UV, "uv": "uv"}.get(session.venv_backend)
         self.gpu = gpu
         self.seconds: dict[str, float] = {}
         # Without bytecode each process that imports all frameworks takes 16 s of CPU for it, with it 7. It is
