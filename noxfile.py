@@ -35,10 +35,12 @@ LIBRARIES_ALONE = ("torchvision", "timm", "d2l", "gluoncv")
 # Older packages, which hide those of ALL from the session that puts them on its path. tf-keras is Keras 2.
 OLD_PACKAGES = ("transformers==4.57.1", "huggingface-hub==0.36.2", "tokenizers==0.22.2", "tf-keras==2.21.0")
 # What a framework's absence could break, and the contract in brief; `tests` has the rest.
-SMOKE_TESTS = (
+COMMAND_TESTS = (
     "tests/cli/test_compare.py::test_a_backend_that_is_missing_is_a_row_and_no_pass",
     "tests/cli/test_training.py::test_train_evaluate_and_predict_end_to_end",
     "tests/cli/test_training.py::test_a_missing_gpu_leaves_no_folder",
+)
+SMOKE_TESTS = (
     "tests/test_packages.py",
     "tests/test_tf.py",
     "tests/test_backends.py",
@@ -242,7 +244,8 @@ def one_framework(session: nox.Session, framework: str) -> None:
     with Environment(session) as environment:
         environment.install(framework, "test", packages=["mypy"])
         environment.run("mypy", f"resnet_{framework}")  # with the framework's own types
-        environment.test("--numprocesses=0", f"--backends={framework}", *(session.posargs or SMOKE_TESTS))
+        wanted = session.posargs or [*COMMAND_TESTS, *SMOKE_TESTS]
+        environment.test("--numprocesses=0", f"--backends={framework}", *wanted)
 
 
 @nox.session(python=PYTHON, allow_parallel=True)
