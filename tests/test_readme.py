@@ -93,6 +93,6 @@ def test_commands_and_their_options_exist(line: str) -> None:
 def test_the_sessions_named_exist() -> None:
     noxfile = (Path(__file__).parents[1] / "noxfile.py").read_text(encoding="utf-8")
     sessions = set(re.findall(r"nox -s (\w+)", README))
-    assert sessions >= {"compare", "tests"}
+    assert sessions >= {"compare", "tests", "tests_deep"}
     for session in sessions:
         assert f"def {session}(" in noxfile
