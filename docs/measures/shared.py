@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -23,6 +24,7 @@ from common.deviation import deviation
 from common.pages import installed_version
 from common.proof.traps import TRAPS, Trap, port
 from common.recipe import Recipe
+from common.training.runs import is_finished, is_run
 from common.training.settings import Settings
 from common.weights import Weights
 
@@ -80,7 +82,8 @@ def trained(name: str, size: int = SIZE) -> tuple[Architecture, Weights, float]:
     folder = BUILT / "trained" / f"{name}-{size}"
     full()  # says what to do where the images are not all there
     data = FashionMNIST(128, (size, size))
-    if not (folder / "curves.png").exists():  # the last that a run writes
+    if not (is_run(folder) and is_finished(folder)):
+        shutil.rmtree(folder, ignore_errors=True)  # cut off half-way
         training.train(
             lambda backend: load_backend(backend).build(arch), data, settings(data, arch), folder, False
         )
