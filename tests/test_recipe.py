@@ -393,6 +393,14 @@ def test_values_out_of_range_are_refused(options: dict[str, Any], words: str, ba
     assert_identical(model.weights(), random_weights(RESIDUAL))
 
 
+def test_one_compiled_optimizer_serves_all_recipes_of_a_kind() -> None:
+    kind = Recipe(**PLAIN, lr_backbone=0.1).kind("momentum", "weight_decay")
+    for options in ({"momentum": 0.3}, {"weight_decay": 1.0}, {"label_smoothing": 0.1}, {"ema": 0.9}):
+        assert Recipe(**PLAIN | {"lr_backbone": 0.1} | options).kind("momentum", "weight_decay") == kind
+    for options in ({"momentum": 0.0}, {"lr_backbone": 0.2}, {"no_decay_norm": True}, {"freeze": "backbone"}):
+        assert Recipe(**PLAIN | {"lr_backbone": 0.1} | options).kind("momentum", "weight_decay") != kind
+
+
 def test_an_option_there_is_not_is_no_option(model: Any, batch: tuple) -> None:
     with pytest.raises(TypeError, match="nesterov"):
         model.train_step(*batch, LR, nesterov=True)
