@@ -219,4 +219,5 @@ def number(value: float) -> str:
 
 
 def medians(measured: Measured) -> list[float]:
+    """Milliseconds: the median pass of each round."""
     return [statistics.median(passes) for passes in measured.rounds]
