@@ -246,8 +246,8 @@ def test_no_flipped_bit_of_a_run_goes_unnoticed(stopped: Path) -> None:
         return content(run, checkpoint), checkpoint.warning if checkpoint else ""
 
     def evaluate() -> Any:
-        _, arch, weights, size, dataset = open_checkpoint(stopped, None)
-        return (arch, tensors_sha256(weights), size, dataset), ""
+        opened = open_checkpoint(stopped, None)
+        return (opened.arch, tensors_sha256(opened.weights), opened.preparation), ""
 
     looks = [(look, look()[0]) for look in (resume, evaluate)]
     assert {path.name for path in stopped.iterdir()} == set(RUN_FILES)
@@ -355,7 +355,7 @@ def as_it_was_before_sums(folder: Path) -> None:
 
 def test_a_run_of_before_there_were_sums_goes_on(stopped: Path, whole: tuple[Weights, list[Record]]) -> None:
     as_it_was_before_sums(stopped)
-    assert open_checkpoint(stopped, None)[3] == (28, 28)
+    assert open_checkpoint(stopped, None).preparation.size == (28, 28)
     for name in ("last.safetensors", "last.optimizer.safetensors"):
         path = stopped / name
         content = path.read_bytes()
