@@ -18,6 +18,7 @@ from PIL import Image
 from common import cli, data
 from common.backend import available_backends
 from common.data.folder import FileBatches, ImageFolder
+from common.data.preparation import Preparation
 from common.training.runs import read_history
 
 TRAIN = ["train", "resnet18", "--resize", "64", "--batch-size", "64", "--lr", "0.01", "--momentum", "0.9"]
@@ -36,7 +37,8 @@ def photographs(count: int = 512) -> None:
                 large = Image.fromarray(pixels).resize((400, 300), Image.Resampling.BICUBIC)
                 large.save(folder / f"{i:04}.jpg", quality=90)
         images = ImageFolder(name, augment=("crop", "flip"))
-        batches = FileBatches(images.train, images.batch_size, images.resize, "imagenet")
+        preparation = Preparation("folder", images.resize, 3, images.normalize)
+        batches = FileBatches(images.train, images.batch_size, preparation)
         batches.shuffle(np.arange(count), images.augment, 0, 0)
         batches[0]
         start = time.process_time()

@@ -183,6 +183,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a complete safetensors file of a network of ours, or is damaged.
     """
+    arch, weights, _ = read_checkpoint(path)
+    return arch, weights
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights, dict[str, str]]:
+    """`load_checkpoint` and `load_metadata` of a file that is read once; raises what they raise."""
     weights, metadata = read_with_sums(path)
     if "architecture" not in metadata:
         raise BadInput(
@@ -190,7 +196,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights
         )
     try:
         arch = Architecture.from_json(metadata["architecture"])
-        return arch, check_weights(arch, weights)
+        return arch, check_weights(arch, weights), metadata
     except BadInput as error:
         raise BadInput(f"checkpoint {path}: {error}") from None
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from common.architecture import ZOO, Architecture
 from common.backend import BACKENDS, DTYPES, Backend, available_backends, find_backend, load_backend
-from common.data import imagenet
+from common.data import CLASSES, imagenet
+from common.data.pipeline import is_size
+from common.data.preparation import Preparation
 from common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -95,50 +100,83 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def open_checkpoint(
-    path: Path, resize: int | None
-) -> tuple[Path, Architecture, Weights, tuple[int, int], str]:
-    """The checkpoint meant, its architecture and weights, and the size and data set of its images."""
-    from common.training.runs import checkpoint_file, is_run, read_settings
-    from common.weights import load_checkpoint, load_metadata
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A checkpoint, read once: its network, and what it says of the images that one was trained on.
+
+    Attributes:
+        path: the file.
+        arch, weights: the network.
+        preparation: of images, as the network's own validation had them, for the size that was asked for.
+        classes: their names in the order of the logits; empty where it has none.
+        data: which folder it was trained on, as `ImageFolder.size` says; "" where it was none.
+        val_share: the share of that folder that was for validation; None where other folders said.
+    """
+
+    path: Path
+    arch: Architecture
+    weights: Weights
+    preparation: Preparation
+    classes: tuple[str, ...]
+    data: str
+    val_share: float | None
+
+    def usual_classes(self) -> tuple[str, ...]:
+        """For a checkpoint without names: those of its data set; empty where there are more or fewer."""
+        usual = imagenet.classes() if self.preparation.trained_on == imagenet.NAME else CLASSES
+        return usual if len(usual) == self.arch.num_classes else ()
+
+
+def open_checkpoint(path: Path, resize: int | None) -> Opened:
+    """The checkpoint meant by a path, for images of the height and width asked for, else of its own.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged, contradicts itself, or its network cannot take such images.
+    """
+    from common.training.runs import checkpoint_file
+    from common.weights import read_checkpoint
 
     path = checkpoint_file(path)
-    network, weights = load_checkpoint(path)
-    dataset = load_metadata(path).get("dataset", "")
-    if dataset == imagenet.NAME and (network.in_channels, network.num_classes) != (3, imagenet.NUM_CLASSES):
-        raise BadInput(f"{path} says it is of ImageNet, but has not its 3 channels and 1,000 classes")
-    size = (imagenet.SIZE,) * 2 if dataset == imagenet.NAME else (96, 96)
+    arch, weights, says = read_checkpoint(path)
+    preparation = _preparation(path, arch, says, resize)
+    names = _said(path, says, "classes", lambda it: isinstance(it, list) and len(it) <= arch.num_classes)
+    classes = (
+        ()
+        if names is None
+        else (*map(str, names), *(f"class {i}" for i in range(len(names), arch.num_classes)))
+    )
+    share = _said(path, says, "val_share", lambda it: it is None or isinstance(it, float))
+    return Opened(path, arch, weights, preparation, classes, says.get("data", ""), share)
+
+
+def _preparation(path: Path, arch: Architecture, says: Mapping[str, str], resize: int | None) -> Preparation:
+    """Of images as a checkpoint's own validation had them."""
+    from common.training.runs import is_run, read_settings
+
+    trained_on, normalize, size = "fashion-mnist", "none", (96, 96)
+    if "classes" in says:
+        trained_on, normalize = "folder", says.get("normalize", "imagenet")
+    if says.get("dataset") == imagenet.NAME:
+        if (arch.in_channels, arch.num_classes) != (3, imagenet.NUM_CLASSES):
+            raise BadInput(f"{path} says it is of ImageNet, but has not its 3 channels and 1,000 classes")
+        trained_on, normalize, size = imagenet.NAME, "imagenet", (imagenet.SIZE, imagenet.SIZE)
     if resize is not None:
-        size = (resize, resize)
-    elif says := load_metadata(path).get("resize"):
-        size = _parse_size(path, says)
+        size = resize, resize
+    elif own := _said(path, says, "resize", is_size):
+        size = own[0], own[1]
     elif is_run(path.parent):
         size = read_settings(path.parent).resize
-    network.check_input((1, network.in_channels, *size))
-    return path, network, weights, size, dataset
+    arch.check_input((1, arch.in_channels, *size))
+    return Preparation(trained_on, size, arch.in_channels, normalize)
 
 
-def folder_of_images(path: Path, network: Architecture) -> tuple[tuple[str, ...], str]:
-    """Class names and `normalize` of the image folder that a checkpoint was trained on; else none and ""."""
-    from common.weights import load_metadata
-
-    says = load_metadata(path)
-    if "classes" not in says:
-        return (), ""
-    try:
-        classes = tuple(str(name) for name in json.loads(says["classes"]))
-    except (ValueError, TypeError):
-        raise BadInput(f"checkpoint {path} is damaged: its classes are not a list of names") from None
-    if len(classes) > network.num_classes:
-        raise BadInput(f"checkpoint {path} is damaged: it has more classes than its network tells")
-    unnamed = tuple(f"class {i}" for i in range(len(classes), network.num_classes))
-    return classes + unnamed, says.get("normalize", "imagenet")
-
-
-def _parse_size(path: Path, text: str) -> tuple[int, int]:
-    """ "[224, 224]" → (224, 224)."""
-    try:
-        height, width = (int(side) for side in json.loads(text))
-    except (ValueError, TypeError):
-        raise BadInput(f"checkpoint {path} is damaged: its size of images is {text!r}") from None
-    return height, width
+def _said(path: Path, says: Mapping[str, str], name: str, is_such: Callable[[Any], bool]) -> Any:
+    """What a checkpoint's metadata has under a name, as JSON; None where it has nothing."""
+    if name not in says:
+        return None
+    with suppress(ValueError):
+        value = json.loads(says[name])
+        if is_such(value):
+            return value
+    raise BadInput(f"checkpoint {path} is damaged: its {name} cannot be {says[name][:60]!r}")

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from common.backend import load_backend
 from common.cli.options import (
     AnyBackend,
     Checkpoint,
     Device,
+    Opened,
     Precision,
     Resize,
     SkipBad,
     any_backend,
     check_device,
     check_precision,
-    folder_of_images,
     open_checkpoint,
 )
 from common.data import imagenet
 from common.errors import BadInput
+from common.files import write_atomically
 from common.processes.workers import quiet
+
+BATCH_SIZE = 128
 
 
 def predict(
@@ -55,10 +60,7 @@ def predict(
     Image files are prepared as the validation images were; for a network of ImageNet that is the shorter
     side to 256, the centre of 224, and the usual mean and standard deviation.
     """
-    from common.data import CLASSES
-    from common.data.folder import leaving_out, why_bad
-    from common.data.images import find_files, read_images
-    from common.files import write_atomically
+    from common.data.pipeline import count_batches
     from common.oracle import softmax
     from common.training.progress import track
 
@@ -67,48 +69,62 @@ def predict(
     check_precision(precision)
     if out and out.suffix not in (".csv", ".npy"):
         raise BadInput(f"cannot write {out}; give a name that ends in .csv or .npy")
-    path, network, weights, size, dataset = open_checkpoint(checkpoint, resize)
-    classes, normalize = folder_of_images(path, network)
-    if not classes:
-        classes = tuple(f"class {i}" for i in range(network.num_classes))
-        if dataset == imagenet.NAME:
-            classes = imagenet.classes()
-        elif network.num_classes == len(CLASSES):
-            classes = CLASSES
-    names = find_files(inputs)
-    if skip_bad:
-        skipped = [file for file in names if file.suffix != ".npy" and why_bad(file)]
-        if skipped:
-            typer.echo(leaving_out(map(str, skipped)))
-        for file in skipped:
-            del names[file]
-        if not names:
-            raise BadInput("no image is left that can be read; give others")
-    files, shown, logits = list(names), [], []
+    opened = open_checkpoint(checkpoint, resize)
+    names, deal = _inputs(inputs, opened, skip_bad)
     with quiet():  # frameworks have much to say
-        model = load_backend(name).build(network, precision, device)
-        model.load_weights(weights)
-        starts = range(0, len(files), 128)
-        for start in track(starts, "predicting", len(starts)):
-            chosen = files[start : start + 128]
-            own_names, x = read_images(chosen, network, size, dataset, normalize)
-            shown += own_names if chosen[0].suffix == ".npy" else [names[file] for file in chosen]
-            logits += [model.predict(x[i : i + 128]) for i in range(0, len(x), 128)]
-    rows = softmax(np.concatenate(logits))
+        model = load_backend(name).build(opened.arch, precision, device)
+        model.load_weights(opened.weights)
+        batches = track(deal(model.dtype), "predicting", count_batches(len(names), BATCH_SIZE))
+        logits = np.concatenate([model.predict(x) for x in batches])
     if out and out.suffix == ".npy":
         packed = io.BytesIO()
-        np.save(packed, np.concatenate(logits))
+        np.save(packed, logits)
         write_atomically(out, packed.getvalue())
-        typer.echo(f"logits {rows.shape} are in {out}")
-    elif out:
-        table = io.StringIO()
-        writer = csv.writer(table)
-        writer.writerow(["image", "class", "probability", *classes])
-        for image, row in zip(shown, rows, strict=True):
-            writer.writerow([image, classes[row.argmax()], row.max(), *row])
-        write_atomically(out, table.getvalue())
-        typer.echo(f"classes and probabilities of {len(shown):,} images are in {out}")
-    else:
-        for image, row in zip(shown, rows, strict=True):
-            likeliest = row.argsort()[::-1][: 5 if dataset == imagenet.NAME else 3]
-            typer.echo(f"{image}: {', '.join(f'{classes[i]} {row[i]:.4f}' for i in likeliest)}")
+        typer.echo(f"logits {logits.shape} are in {out}")
+        return
+    classes = opened.classes or opened.usual_classes()
+    classes = classes or tuple(f"class {i}" for i in range(opened.arch.num_classes))
+    if out:
+        write_atomically(out, _table(names, classes, softmax(logits)))
+        typer.echo(f"classes and probabilities of {len(names):,} images are in {out}")
+        return
+    most = 5 if opened.preparation.trained_on == imagenet.NAME else 3
+    for name, row in zip(names, softmax(logits), strict=True):
+        likeliest = row.argsort()[::-1][:most]
+        typer.echo(f"{name}: {', '.join(f'{classes[i]} {row[i]:.4f}' for i in likeliest)}")
+
+
+def _inputs(
+    given: list[Path], opened: Opened, skip_bad: bool
+) -> tuple[list[str], Callable[[str], Iterator[NDArray]]]:
+    """The names of the images, and what deals them out, in the dtype it is told, in batches (N, C, H, W)."""
+    from common.data.folder import FileBatches, leaving_out, without_bad
+    from common.data.images import find_files, images_in_array, without_classes
+
+    files = find_files(given)
+    if [file.suffix for file in files] == [".npy"]:
+        (path,) = files
+        x = images_in_array(path, opened.arch)
+        starts = range(0, len(x), BATCH_SIZE)
+        return [f"{path.name}[{i}]" for i in range(len(x))], lambda _: (x[i : i + BATCH_SIZE] for i in starts)
+    opened.preparation.check()
+    images = without_classes(files)
+    if skip_bad:
+        images, skipped = without_bad(images)
+        if skipped:
+            typer.echo(leaving_out(skipped))
+
+    def deal(dtype: str) -> Iterator[NDArray]:
+        return (x for x, _ in FileBatches(images, BATCH_SIZE, opened.preparation, dtype))
+
+    return [files[Path(name)] for name in images.names], deal
+
+
+def _table(names: Sequence[str], classes: Sequence[str], probabilities: NDArray) -> str:
+    """CSV: of each image its likeliest class, and the probabilities (N, classes)."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["image", "class", "probability", *classes])
+    for name, row in zip(names, probabilities, strict=True):
+        writer.writerow([name, classes[row.argmax()], row.max(), *row])
+    return table.getvalue()

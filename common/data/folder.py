@@ -12,29 +12,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 
 from common.architecture import unknown
+from common.data.decode import FORMATS, SUFFIXES, decode, why_bad
 from common.data.fashion_mnist import has_files
-from common.data.imagenet import centre_crop, levels, normalise, pixels, random_flip, random_resized_crop
+from common.data.imagenet import random_flip, random_resized_crop
 from common.data.module import DataModule
 from common.data.pipeline import Batch, Batches, check_whole, read_ahead
+from common.data.preparation import Preparation
 from common.errors import BadInput, MissingFile
 from common.files import write_atomically
 from common.processes.group import ALONE, Group
 from common.weights import some
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 THREADS = min(os.cpu_count() or 1, 8)  # that decode; Pillow lets them run side by side
 VAL_SHARE = 0.1  # of the images, where no folder says which are for validation
 
@@ -74,8 +71,8 @@ class ImageFolder(DataModule):
     A batch is x, float (N, channels, *resize), and y, int32 (N,); `channels` is 3, or 1 for greys. Training
     images are shuffled and, with `augment`, changed as torchvision's reference for ImageNet does: "crop" is a
     random part, resized; "flip" turns left to right with probability 1/2. What happens to an image depends
-    only on seed, epoch and the image's name. Without "crop", and in validation, the shorter side is brought
-    to 8/7 of its size and the centre cut out; an image that has the size already is taken as it is.
+    only on seed, epoch and the image's name. Without "crop", and in validation, they are prepared as
+    `Preparation` says of a folder's.
 
     Args:
         root: the folder.
@@ -124,7 +121,7 @@ class ImageFolder(DataModule):
         self._count(len(self.train), len(self.val))
 
     def check_channels(self, channels: int) -> None:
-        check_channels(channels, self.normalize)
+        self._preparation(channels).check()
 
     def check(self) -> None:
         if not self.skip_bad:
@@ -141,7 +138,7 @@ class ImageFolder(DataModule):
     ) -> Iterator[Batch]:
         check_whole("epoch", epoch, 0)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.train))
-        batches = FileBatches(self.train, self.batch_size, self.resize, self.normalize, dtype, channels)
+        batches = FileBatches(self.train, self.batch_size, self._preparation(channels), dtype)
         batches.shuffle(order, self.augment, self.seed, epoch)
         batches.group = group
         return read_ahead(batches, start, THREADS, self.num_workers)
@@ -149,7 +146,7 @@ class ImageFolder(DataModule):
     def val_dataloader(
         self, dtype: str = "float32", channels: int = 3, group: Group = ALONE
     ) -> Iterator[Batch]:
-        batches = FileBatches(self.val, self.batch_size, self.resize, self.normalize, dtype, channels)
+        batches = FileBatches(self.val, self.batch_size, self._preparation(channels), dtype)
         start = min(group.rank, len(batches))
         return read_ahead(batches, start, THREADS, self.num_workers, every=group.workers)
 
@@ -160,26 +157,26 @@ class ImageFolder(DataModule):
             "skip_bad": self.skip_bad,
         }
 
+    def _preparation(self, channels: int) -> Preparation:
+        return Preparation("folder", self.resize, channels, self.normalize)
+
 
 class FileBatches(Batches):
-    """Images in batches, made when they are asked for; in validation's order and form until shuffled."""
+    """Images in batches, made when they are asked for; in their order and nothing drawn until shuffled.
+
+    Raises:
+        ValueError: at once, for anything that would make a wrong batch; for a file that is no image, when
+            its batch is made.
+    """
 
     def __init__(
-        self,
-        images: Images,
-        batch_size: int,
-        resize: tuple[int, int],
-        normalize: str,
-        dtype: str = "float32",
-        channels: int = 3,
+        self, images: Images, batch_size: int, preparation: Preparation, dtype: str = "float32"
     ) -> None:
         if dtype not in ("float32", "float64"):
             raise BadInput(f"unknown dtype {dtype!r}; give float32 or float64")
         check_whole("batch_size", batch_size, 1)
-        check_channels(channels, normalize)
-        self.images, self.batch_size, self.resize = images, batch_size, resize
-        self.mode = {1: "L", 3: "RGB"}[channels]
-        self.levels = levels(dtype, normalize, channels)
+        preparation.check()
+        self.images, self.batch_size, self.preparation, self.dtype = images, batch_size, preparation, dtype
         self.order = np.arange(len(images))
         self.augment: tuple[str, ...] = ()
 
@@ -188,46 +185,25 @@ class FileBatches(Batches):
         self.order, self.augment, self.seed, self.epoch = order, augment, seed, epoch
 
     def make(self, chosen: NDArray[np.intp]) -> Batch:
-        images = np.stack([self._prepare(self.images.names[i]) for i in chosen])  # (N, H, W, C)
-        return normalise(images, self.levels), self.images.labels[chosen]
+        images = np.stack([self._pixels(self.images.names[i]) for i in chosen])  # (N, H, W, C)
+        return self.preparation.floats(images, self.dtype), self.images.labels[chosen]
 
-    def _prepare(self, name: str) -> NDArray[np.uint8]:
-        """(height, width, C)."""
-        path = self.images.root / name
-        try:
-            image = read_image(path).convert(self.mode)
-        except Exception as error:  # a damaged file can make Pillow raise anything
-            raise BadInput(
-                f"{path} is not an image that can be read ({error}); replace it, or skip bad ones"
-            ) from None
+    def _pixels(self, name: str) -> NDArray[np.uint8]:
+        """(H, W, C)."""
+        image = decode(self.images.root / name, self.preparation.channels)
         if not self.augment:
-            return prepare(image, self.resize)
+            return self.preparation.pixels(image)
         cropping, flipping = np.random.default_rng([self.seed, self.epoch, _hash(name)]).spawn(2)
         if "crop" in self.augment:
-            prepared = random_resized_crop(image, self.resize, cropping)
+            pixels = random_resized_crop(image, self.preparation.size, cropping)
         else:
-            prepared = prepare(image, self.resize)
-        return random_flip(prepared, flipping) if "flip" in self.augment else prepared
-
-
-def prepare(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """An image as evaluation has it, uint8 (height, width, C); one that has the size is taken as it is."""
-    return pixels(image) if image.size == size[::-1] else centre_crop(image, size)
+            pixels = self.preparation.pixels(image)
+        return random_flip(pixels, flipping) if "flip" in self.augment else pixels
 
 
 def is_image_folder(folder: Path) -> bool:
     """Whether there are folders in this one, and no files of Fashion-MNIST."""
     return folder.is_dir() and bool(_entries(folder, is_folder=True)) and not has_files(folder)
-
-
-def check_channels(channels: int, normalize: str) -> None:
-    """Raise `ValueError` unless images can be had in so many channels."""
-    if channels not in (1, 3):
-        raise BadInput(f"images have 3 channels, or 1 for greys, not {channels}; give a network of so many")
-    if channels == 1 and normalize != "none":
-        raise BadInput(
-            "ImageNet's mean and deviation are of 3 channels; give a network of 3, or normalize none"
-        )
 
 
 def find_split(root: Path, val_share: float | None) -> tuple[Images, Images, float | None]:
@@ -308,25 +284,6 @@ def find_images(root: Path, known: Sequence[str] | None = None) -> Images:
     return Images(root, names, np.array([numbers[name] for _, name in files], np.int32), classes)
 
 
-def read_image(path: Path, quickly: bool = False) -> Image:
-    """The image in a file, turned as its EXIF says; of an animation, the first. `quickly`, a small one.
-
-    Whatever Pillow raises: a damaged file can make it raise anything. Images of so many pixels that they
-    would fill the memory are refused by it.
-    """
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        if quickly:
-            image.draft("RGB", (1, 1))  # a JPEG at an eighth of its size, all of it read
-        image.load()
-    turned = ImageOps.exif_transpose(image)
-    if turned.mode.startswith("I;16") or turned.mode == "I":  # 16 bits, which `convert` would cut off
-        values = np.asarray(turned).astype(np.int64) >> 8
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8))
-    return turned.convert("RGBA") if "transparency" in turned.info else turned
-
-
 def check_readable(images: Images) -> None:
     """Raise `ValueError`, with the first names and how many, unless every image can be read."""
     if bad := find_bad(images):
@@ -346,7 +303,8 @@ def without_bad(images: Images) -> tuple[Images, dict[str, str]]:
     """
     bad = find_bad(images)
     if len(bad) == len(images):
-        raise BadInput(f"{images.root} has no image that can be read, in {len(images):,} files")
+        paths = [str(images.root / name) for name in bad]
+        raise BadInput(f"nothing is left besides {_files(len(bad))}: {some(paths)}; give others")
     return images.take([name not in bad for name in images.names]), {
         str(images.root / name): why for name, why in bad.items()
     }
@@ -369,7 +327,7 @@ def find_bad(images: Images) -> dict[str, str]:
     """
     import PIL
 
-    stamp = _stamp(images, PIL.__version__)
+    stamp = _stamp(images, f"{PIL.__version__} {FORMATS}")
     remembered = user_cache_path("resnet-tabs") / "checked" / f"{stamp}.json"
     with suppress(OSError, ValueError):
         return dict(json.loads(remembered.read_text(encoding="utf-8")))
@@ -378,7 +336,7 @@ def find_bad(images: Images) -> dict[str, str]:
     progress = Progress(console=console, disable=not console.is_terminal, transient=True)
     with progress, ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what it can read all the same
-        task = progress.add_task(escape(f"reading {images.root}"), total=len(images))
+        task = progress.add_task("reading images", total=len(images))
         for start in range(0, len(images), 256):  # a future each for millions would fill the memory
             names = images.names[start : start + 256]
             for name, why in zip(names, pool.map(lambda n: why_bad(images.root / n), names), strict=True):
@@ -391,15 +349,6 @@ def find_bad(images: Images) -> dict[str, str]:
         remembered.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(remembered, json.dumps(bad))
     return bad
-
-
-def why_bad(path: Path) -> str:
-    """Why a file is no image that can be read; empty where it is one."""
-    try:
-        read_image(path, quickly=True)
-    except Exception as error:  # a damaged file can make Pillow raise anything
-        return " ".join(str(error).split()) or type(error).__name__
-    return ""
 
 
 def _entries(folder: Path, is_folder: bool) -> list[str]:

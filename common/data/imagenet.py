@@ -34,14 +34,8 @@ def classes() -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").splitlines())
 
 
-def preprocess(image: Image, size: int = SIZE) -> NDArray[np.float32]:
-    """An image as float32 (3, size, size), prepared as for evaluation and normalised."""
-    cut = centre_crop(image.convert("RGB"), (size, size))
-    return normalise(cut[None], levels("float32", "imagenet", 3))[0]
-
-
 def centre_crop(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The usual evaluation: an image as uint8 (height, width, C).
+    """The centre of an image, as uint8 (height, width, C).
 
     The shorter side is brought to 8/7 of its size (256 for 224), and the centre is cut out (He et al. 2015,
     section 4.1: single crop).

@@ -218,13 +218,18 @@ def check_whole(name: str, value: object, least: int) -> None:
         raise BadInput(f"{name} must be {least} or more, not {value}")
 
 
+def is_size(size: object) -> bool:
+    """Whether this is a height and a width."""
+    return (
+        isinstance(size, list | tuple)
+        and len(size) == 2
+        and all(isinstance(length, Integral) and int(length) >= 1 for length in size)
+    )
+
+
 def check_size(name: str, size: object) -> None:
     """Raise `ValueError` unless this is a height and a width."""
-    if (
-        not isinstance(size, list | tuple)
-        or len(size) != 2
-        or not all(isinstance(length, Integral) and int(length) >= 1 for length in size)
-    ):
+    if not is_size(size):
         raise BadInput(f"{name} must be a height and a width of 1 or more, not {size!r}")
 
 

@@ -243,7 +243,10 @@ def test_bad_files_are_left_out_where_asked(trained: Path, tmp_path: Path) -> No
         (["train", "resnet18", "--out", "{trained}", "--resume"], "give it again, with --data"),
         (["train", "resnet18", "--data", "{root}", "--resize", "0"], "height and a width of 1 or more"),
         (["predict", "{trained}", "{empty}"], "has no images"),
-        (["predict", "{trained}", "{strange}", "--skip-bad"], "no image is left that can be read"),
+        (
+            ["predict", "{trained}", "{strange}", "--skip-bad"],
+            "nothing is left besides 1 file that is no image",
+        ),
         (["predict", "{trained}", "{root}/val", "--out", "found.txt"], "ends in .csv or .npy"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,3 +26,40 @@ def make_folder(root: Path, train: int = 12, val: int = 4, size: tuple[int, int]
                 seed = 1000 * number + i + (500 if part == "val" else 0)
                 picture(*size, seed).save(root / part / name / f"{name}{i:03}.jpg", quality=95)
     return root
+
+
+def _turned(path: Path, side: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    picture(2 * side, side).save(path, exif=exif, quality=95)
+
+
+def _sixteen_bits(path: Path, side: int) -> None:
+    grey = np.asarray(picture(side, side).convert("L")).astype(np.uint16)
+    Image.fromarray(grey * 256 + 200).save(path)
+
+
+# Name → who writes such a file, given its path and a side of so many pixels.
+FILES: dict[str, Callable[[Path, int], None]] = {
+    "at the size.png": lambda path, side: picture(side, side).save(path),
+    "large.png": lambda path, side: picture(3 * side, 2 * side).save(path),
+    "small.png": lambda path, side: picture(side // 2, side // 2 + 3).save(path),
+    "turned.jpg": _turned,
+    "grey.png": lambda path, side: picture(side, side).convert("L").save(path),
+    "two colours.png": lambda path, side: picture(side, side).convert("1").save(path),
+    "glass.png": lambda path, side: picture(side, side, mode="RGBA").save(path),
+    "grey glass.png": lambda path, side: picture(side, side).convert("LA").save(path),
+    "palette.png": lambda path, side: picture(side, side).convert("P").save(path),
+    "palette and glass.png": lambda path, side: (
+        picture(side, side).convert("P").save(path, transparency=b"\x00\xff\x80")
+    ),
+    "ink.jpg": lambda path, side: picture(side, side).convert("CMYK").save(path),
+    "sixteen bits.png": _sixteen_bits,
+    "glass.webp": lambda path, side: picture(side, side, mode="RGBA").save(path, lossless=True, exact=True),
+}
+
+
+def write_file(folder: Path, kind: str, side: int) -> Path:
+    """The file of this kind in a folder."""
+    FILES[kind](folder / kind, side)
+    return folder / kind

@@ -244,8 +244,8 @@ def test_no_flipped_bit_of_a_run_goes_unnoticed(stopped: Path) -> None:
         return content(run, checkpoint), checkpoint.warning if checkpoint else ""
 
     def evaluate() -> Any:
-        _, arch, weights, size, dataset = open_checkpoint(stopped, None)
-        return (arch, tensors_sha256(weights), size, dataset), ""
+        opened = open_checkpoint(stopped, None)
+        return (opened.arch, tensors_sha256(opened.weights), opened.preparation), ""
 
     looks = [(look, look()[0]) for look in (resume, evaluate)]
     assert {path.name for path in stopped.iterdir()} == set(RUN_FILES)

@@ -1,0 +1,80 @@
+"""`predict` and `evaluate` show a network the same image as the same numbers, whatever file it is in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from common import Architecture, initial_weights, save_checkpoint
+from common.data import CLASSES
+from common.data.imagenet import classes
+from common.oracle import Model
+from tests.cli.commands import run_here
+from tests.data.folders import FILES, write_file
+
+pytestmark = pytest.mark.usefixtures("no_full_set")
+
+# What each network's checkpoint says of its images; ImageNet's are converted, the folders' trained here.
+NETWORKS: dict[str, tuple[int, tuple[str, ...], dict[str, str]]] = {
+    "imagenet": (3, classes(), {"dataset": "imagenet"}),
+    "folder": (3, ("cat", "dog"), {"normalize": "imagenet", "resize": "[32, 32]"}),
+    "grey folder": (1, ("cat", "dog"), {"normalize": "none", "resize": "[32, 32]"}),
+    "fashion": (1, CLASSES, {}),
+    "fashion in colour": (3, CLASSES, {}),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
+    """A small network's checkpoint, and its classes."""
+    channels, names, says = NETWORKS[request.param]
+    if "folder" in request.param:
+        says = says | {"classes": json.dumps(names)}
+    arch = Architecture(((1, 4),), in_channels=channels, num_classes=len(names), stem_channels=4)
+    path = tmp_path / "network.safetensors"
+    save_checkpoint(path, arch, initial_weights(arch, 3), says)
+    return path, names
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[NDArray, NDArray]]:
+    """The images that networks were shown, and the logits they gave, a batch each."""
+    batches: list[tuple[NDArray, NDArray]] = []
+    predict = Model.predict
+
+    def watched(model: Model, x: NDArray) -> NDArray:
+        logits = predict(model, x)
+        batches.append((np.array(x), logits))
+        return logits
+
+    monkeypatch.setattr(Model, "predict", watched)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # nothing is remembered
+    return batches
+
+
+def test_predict_sees_what_evaluate_sees(
+    network: tuple[Path, tuple[str, ...]], seen: list[tuple[NDArray, NDArray]], tmp_path: Path
+) -> None:
+    path, names = network
+    folder = tmp_path / "images"
+    for name in names:
+        (folder / name.replace("/", "-")).mkdir(parents=True)
+    first = folder / names[0].replace("/", "-")
+    files = [write_file(first, kind, 32) for kind in sorted(FILES)]
+    for name in names[1:]:  # evaluate wants one of each class; the last in order, and not looked at
+        (folder / name.replace("/", "-") / "z.png").symlink_to(first / "at the size.png")
+    options = ["--backend", "oracle", "--resize", "32"]
+    evaluated = run_here("evaluate", path, folder, *options, "--limit-val", str(len(FILES)))
+    assert evaluated.returncode == 0, evaluated.stderr
+    predicted = run_here("predict", path, *files, *options, "--out", tmp_path / "logits.npy")
+    assert predicted.returncode == 0, predicted.stderr
+    (x, logits), (other_x, other_logits) = seen
+    assert x.shape[0] == len(FILES) and x.dtype == other_x.dtype
+    for kind, one, other in zip(sorted(FILES), x, other_x, strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=kind)
+    np.testing.assert_array_equal(logits, other_logits)
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), logits)
