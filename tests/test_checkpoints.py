@@ -47,7 +47,7 @@ def test_a_checkpoint_of_one_backend_loads_in_the_other(
     assert deviation(model.predict(x), predictions) <= ROUNDING
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.core_in("torch")), "float64"])
 def test_a_model_goes_on_from_its_checkpoint(backend: str, device: str, tmp_path: Path, dtype: str) -> None:
     """What is saved is all there is: predictions are those before, bit for bit."""
     x, y = random_batch(ARCH, 3, 33, 46)

@@ -239,6 +239,7 @@ print("all agree")
 """
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("order", [1, -1], ids=["in order", "reversed"])
 def test_all_frameworks_live_in_one_process_whichever_comes_first(backends: list[str], order: int) -> None:
     if set(backends) != set(BACKENDS):
@@ -256,6 +257,7 @@ print("as before")
 """
 
 
+@pytest.mark.deep
 def test_mxnet_leaves_pytorch_its_threads(backends: list[str]) -> None:
     if not {"mxnet", "torch"} <= set(backends):
         pytest.skip("MXNet and PyTorch are not both under test")

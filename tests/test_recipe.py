@@ -451,6 +451,7 @@ def test_pytorchs_compiler_knows_what_is_frozen(backends: list[str]) -> None:
 # A run
 
 
+@pytest.mark.core_in("torch")
 @pytest.mark.usefixtures("sample_only")
 def test_a_run_stopped_and_gone_on_with_is_the_unbroken_one(
     backend: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

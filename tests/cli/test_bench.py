@@ -78,6 +78,7 @@ def test_where_no_backend_is_installed_nothing_is_measured(
 TINY = ["resnet18", "--input-shape", "1,33,33"]
 
 
+@pytest.mark.core_in("torch")
 def test_a_backend_is_measured(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.bench.measure.ROUNDS", 1)
     done = run_here("bench", *TINY, "--backends", backend, "--batch-sizes", "2,2", "--out", tmp_path)
@@ -97,6 +98,7 @@ def test_a_backend_is_measured(backend: str, tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "bench.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+@pytest.mark.deep
 def test_the_frameworks_own_network_stands_beside(
     backends: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

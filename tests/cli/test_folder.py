@@ -18,7 +18,7 @@ from PIL import Image
 from common import architecture, initial_weights, load_checkpoint, save_checkpoint
 from common.data import CLASSES, ImageFolder, sample, write_images
 from common.training.runs import read_history, read_settings
-from tests.cli.commands import command, run, run_here, succeed, wait_for
+from tests.cli.commands import command, run, run_here, succeed, succeed_here, wait_for
 from tests.data.folders import make_folder
 
 pytestmark = pytest.mark.usefixtures("no_full_set")
@@ -49,17 +49,18 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    succeed("train", "resnet18", "--backend", "oracle", "--data", root, *SHORT, "--out", out)
+    succeed_here("train", "resnet18", "--backend", "oracle", "--data", root, *SHORT, "--out", out)
     return out
 
 
+@pytest.mark.core_in("torch")
 def test_train_evaluate_and_predict_on_a_folder(
     backend: str, device: str, root: Path, pretrained: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     here = ["--backend", backend, "--device", device]
     options = [*SHORT, "--augment", "crop,flip", "--weights", pretrained]
-    said = succeed("train", "resnet18", "--data", root, *options, *here, "--out", out)
+    said = succeed_here("train", "resnet18", "--data", root, *options, *here, "--out", out)
     assert "2 classes, not its 7, so the last layer is new" in said
     assert f"24 training and 8 validation images at 28×28 from {root}" in said
     arch, _ = load_checkpoint(out / "best.safetensors")
@@ -91,7 +92,7 @@ def test_the_weights_are_those_given_and_only_the_last_layer_is_new(
 ) -> None:
     out = tmp_path / "run"
     options = ["--backend", "oracle", *SHORT, "--lr", "1e-300", "--seed", "4"]
-    succeed("train", "resnet18", "--data", root, *options, "--weights", pretrained, "--out", out)
+    succeed_here("train", "resnet18", "--data", root, *options, "--weights", pretrained, "--out", out)
     given = load_checkpoint(pretrained)[1]
     arch, found = load_checkpoint(out / "last.safetensors")
     drawn = initial_weights(arch, 4)
@@ -100,7 +101,7 @@ def test_the_weights_are_those_given_and_only_the_last_layer_is_new(
             expected = drawn[name] if name.startswith("last.") else given[name]
             np.testing.assert_allclose(array, expected, rtol=0, atol=1e-200)
     same = tmp_path / "same"  # so many classes as before: all of it is taken
-    said = succeed("train", "resnet18", "--data", root, *options, "--weights", out, "--out", same)
+    said = succeed_here("train", "resnet18", "--data", root, *options, "--weights", out, "--out", same)
     assert "new" not in said.splitlines()[0]
     assert read_settings(same).weights != read_settings(out).weights != ""
 
@@ -121,8 +122,8 @@ def test_a_killed_run_goes_on_with_the_command_it_printed(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     again = ["train", "resnet18", "--data", root / "train", "--out", tmp_path / "killed", "--resume"]
-    succeed(*again)
-    succeed(*options, "--out", tmp_path / "whole")
+    succeed_here(*again)
+    succeed_here(*options, "--out", tmp_path / "whole")
     killed, whole = (load_checkpoint(tmp_path / name / "last.safetensors")[1] for name in ("killed", "whole"))
     assert all(killed[name].tobytes() == whole[name].tobytes() for name in whole)
     shown = succeed("evaluate", tmp_path / "whole", "--data", root / "train", "--backend", "oracle")
@@ -161,7 +162,7 @@ def test_a_moved_checkpoint_is_evaluated_on_the_share_it_was_validated_on(root: 
     flat = tmp_path / "flat"
     shutil.copytree(root / "train", flat)
     out = ["--backend", "oracle", "--out", tmp_path / "run"]
-    succeed("train", "resnet18", "--data", flat, *SHORT, "--val-share", "0.3", *out)
+    succeed_here("train", "resnet18", "--data", flat, *SHORT, "--val-share", "0.3", *out)
     moved = tmp_path / "moved.safetensors"
     shutil.copy(tmp_path / "run/best.safetensors", moved)
     share = ImageFolder(flat, 1, val_share=0.3).num_val
@@ -175,7 +176,7 @@ def test_weights_bring_their_conventions(root: Path, tmp_path: Path) -> None:
     arch = dataclasses.replace(architecture("resnet18", 3, 7), epsilon=1.001e-5, decay=0.99, padding="same")
     save_checkpoint(tmp_path / "keras.safetensors", arch, initial_weights(arch))
     options = ["--data", root, "--backend", "oracle", *SHORT, "--weights", tmp_path / "keras.safetensors"]
-    succeed("train", "resnet18", *options, "--out", tmp_path / "run")
+    succeed_here("train", "resnet18", *options, "--out", tmp_path / "run")
     found, _ = load_checkpoint(tmp_path / "run/best.safetensors")
     assert found == dataclasses.replace(arch, num_classes=2)
 
@@ -208,7 +209,7 @@ def test_bad_files_are_left_out_where_asked(trained: Path, tmp_path: Path) -> No
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert done.stderr.startswith(line.format(folder))
         assert not (tmp_path / "run").exists()
-    assert "leaving out 2 files" in succeed(*train, "--skip-bad")
+    assert "leaving out 2 files" in succeed_here(*train, "--skip-bad")
     assert "leaving out 1 file" in run_here("evaluate", trained, *options, "--skip-bad").stdout
     images = ["predict", trained, root / "val", "--backend", "oracle"]
     assert run_here(*images).returncode == 2

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from PIL import Image
 from common import Architecture, initial_weights, load_checkpoint, save_checkpoint
 from common.data import sample
 from common.training.runs import read_history
-from tests.cli.commands import SHORT, command, run, run_here, succeed, wait_for
+from tests.cli.commands import SHORT, command, run, run_here, succeed, succeed_here, wait_for
 
 pytestmark = pytest.mark.usefixtures("no_full_set")
 
@@ -35,7 +34,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_out_is_a_new_folder_by_default(tmp_path: Path) -> None:
     options = ["train", "resnet18", "--backend", "oracle", *SHORT, "--precision", "float64"]
     for number in (1, 2):
-        assert f"runs/resnet18-oracle-{number}" in succeed(*options, folder=tmp_path)
+        assert f"runs/resnet18-oracle-{number}" in succeed_here(*options, folder=tmp_path)
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
@@ -49,7 +48,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     )
     wait_for(tmp_path / "run", 1, process)  # a step takes seconds
     process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
+    assert process.stdout and any("once more stops at once" in line for line in process.stdout)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (130, "resnet-tabs: stopped at once\n")
@@ -148,7 +147,7 @@ def refused(words: list[str], *arguments: object, folder: Path) -> None:
 def test_resuming_needs_no_options_but_the_folder(stopped: Path, tmp_path: Path) -> None:
     settings = json.loads((stopped / "run.json").read_text())
     assert (settings["batch_size"], settings["lr"]) == (8, 0.01)  # not the defaults
-    assert "epoch 2/2" in succeed(
+    assert "epoch 2/2" in succeed_here(
         "train", "resnet18", "--out", shutil.copytree(stopped, tmp_path / "copy"), "--resume"
     )
 
@@ -222,7 +221,7 @@ def test_predict_brings_images_to_the_networks_size(network: Path, tmp_path: Pat
     large.save(tmp_path / "large.png")
     files = [tmp_path / "same.png", tmp_path / "large.png"]
     out = tmp_path / "logits.npy"
-    succeed("predict", network, *files, "--backend", "oracle", "--precision", "float64", "--out", out)
+    succeed_here("predict", network, *files, "--backend", "oracle", "--precision", "float64", "--out", out)
     found = np.load(out)
     arch, weights = load_checkpoint(network)
     model = Model(arch)

@@ -95,11 +95,13 @@ def test_a_second_ctrl_c_ends_workers_that_do_not_stop(tmp_path: Path) -> None:
     assert not psutil.wait_procs(everybody, timeout=10)[1]
 
 
+@pytest.mark.deep
 def test_one_worker_may_evaluate_before_any_step(backend: str, tmp_path: Path) -> None:
     found, said = start(EARLY, tmp_path, backend).communicate(timeout=120)
     assert float(found) > 0, said
 
 
+@pytest.mark.deep
 def test_mxnets_server_that_ends_is_one_line(backends: list[str], tmp_path: Path) -> None:
     if "mxnet" not in backends:
         pytest.skip("MXNet alone has a server")

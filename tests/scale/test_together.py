@@ -71,6 +71,7 @@ def assert_same_run(found: Found, expected: Found) -> None:
             assert record.get(name, 0) == pytest.approx(other.get(name, 0), rel=EXACT)
 
 
+@pytest.mark.core_in("torch")
 def test_two_workers_are_one(backend: str, module_folder: Path) -> None:
     found = two(backend, module_folder)
     assert_same_run(found, alone(backend, module_folder))
@@ -78,6 +79,7 @@ def test_two_workers_are_one(backend: str, module_folder: Path) -> None:
     assert_identical(found[0], load_checkpoint(module_folder / f"{backend}-2" / "last.safetensors")[1])
 
 
+@pytest.mark.deep
 def test_four_workers_are_one(backend: str, module_folder: Path, tmp_path: Path) -> None:
     found = train_together(4, plan(backend, tmp_path / "run"))
     assert_same_run(found, alone(backend, module_folder))
@@ -118,6 +120,7 @@ def workers_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
+@pytest.mark.deep
 def test_a_worker_that_is_killed_ends_all_and_the_run_goes_on_to_the_same_bit(
     backend: str, module_folder: Path, tmp_path: Path
 ) -> None:
@@ -145,6 +148,7 @@ def test_a_worker_that_is_killed_ends_all_and_the_run_goes_on_to_the_same_bit(
     assert without_times(found[1]) == without_times(expected[1])
 
 
+@pytest.mark.deep
 def test_a_signal_to_one_worker_stops_all_after_the_same_step(
     backends: list[str], module_folder: Path, tmp_path: Path
 ) -> None:
@@ -161,6 +165,7 @@ def test_a_signal_to_one_worker_stops_all_after_the_same_step(
     assert_same_run((model.weights(), one.history), alone(backend, module_folder))
 
 
+@pytest.mark.deep
 def test_a_trainer_of_two_gpus_is_two_workers(
     backends: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +182,7 @@ def test_a_trainer_of_two_gpus_is_two_workers(
     assert deviation(found[1][1], found[0][1]) <= 1e-5
 
 
+@pytest.mark.deep
 def test_a_network_is_proven_the_same_on_two_workers(backends: list[str], tmp_path: Path) -> None:
     small = ["--input-shape", "1,32,32", "--dtype", "float64", "--steps", "2", "--out", tmp_path]
     done = run("compare", "resnet18", "--backends", backends[0], *small, "--workers", 2)

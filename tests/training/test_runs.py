@@ -253,6 +253,7 @@ def test_a_folder_that_cannot_be_written_any_more_stops_the_run(
 # What a run leaves behind
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_leaves_history_checkpoints_and_curves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
