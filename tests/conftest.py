@@ -1,7 +1,7 @@
 """Options and fixtures of the shared suite: which backends it runs over, on which device, and in which tier.
 
 The core proves the claim: shapes, layer summaries, function, gradients, steps, interchange, the command, bad
-input. `nox -s tests` runs it. What costs more than it tells first is marked `deep`; `nox -s tests_deep` runs it.
+input. `nox -s tests` runs it. What costs much and tells little more is marked `deep`: `nox -s tests_deep`.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def output_of(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def wait_for(history: Path, lines: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(read_history(history)) < lines:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)

