@@ -13,6 +13,7 @@ from common import architecture, initial_weights, save_checkpoint
 from common.backend import BACKENDS
 from tests.cli import commands
 from tests.data.folders import make_folder
+from tests.helpers import optimised
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -36,9 +37,14 @@ def run(code: str, folder: Path) -> str:
     return done.stdout
 
 
+in_torch = pytest.mark.core_in("torch")
+
+
+@in_torch
 def test_the_contract_by_example_runs_in_every_backend(backend: str, tmp_path: Path) -> None:
     (code,) = blocks("python", "load_backend")
-    run_here(code.replace('load_backend("torch")', f'load_backend("{backend}")'), tmp_path)
+    with optimised(backend):
+        run_here(code.replace('load_backend("torch")', f'load_backend("{backend}")'), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["run.safetensors"]
 
 
@@ -49,6 +55,7 @@ def test_the_chapters_lines_run(backends: list[str], tmp_path: Path) -> None:
     assert "torch.Size([4, 6, 3, 3])" in run(code, tmp_path)
 
 
+@in_torch
 def test_its_last_lines_train(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (code,) = blocks("python", "FashionMNIST(")
@@ -63,7 +70,7 @@ def test_its_last_lines_train(backend: str, tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "runs" / f"resnet18-{backend}-1" / "best.safetensors").is_file()
 
 
-@pytest.mark.core_in("torch")
+@in_torch
 def test_it_trains_on_a_folder_of_images(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

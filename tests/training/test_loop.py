@@ -274,7 +274,6 @@ def tab(backend: str) -> Any:
     return __import__(BACKENDS[backend].module.split(".")[0])
 
 
-@in_torch
 def test_the_chapters_lines_train(backend: str, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     package = tab(backend)
     data = package.FashionMNIST(batch_size=16, resize=(32, 32), limit_train=48, limit_val=20)
