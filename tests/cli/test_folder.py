@@ -106,6 +106,7 @@ def test_the_weights_are_those_given_and_only_the_last_layer_is_new(
     assert read_settings(same).weights != read_settings(out).weights != ""
 
 
+@pytest.mark.deep
 @pytest.mark.xdist_group("signals")
 def test_a_killed_run_goes_on_with_the_command_it_printed(
     root: Path, pretrained: Path, tmp_path: Path
@@ -134,9 +135,9 @@ def test_a_killed_run_goes_on_with_the_command_it_printed(
 def test_evaluate_takes_a_folder_of_some_of_the_classes(trained: Path, root: Path, tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "test/dog").symlink_to(root / "val/dog")
-    shown = run_here(
+    shown = succeed(
         *("evaluate", trained, tmp_path / "test", "--backend", "oracle", "--out", tmp_path / "dogs.png")
-    ).stdout
+    )
     assert "(4 images at 28×28" in shown
     assert (tmp_path / "dogs.png").exists()
 

@@ -228,9 +228,10 @@ def test_a_killed_run_goes_on_to_the_same_bit(backend: str, tmp_path: Path) -> N
     check_kills(backend, tmp_path, kills=1)
 
 
-def test_a_run_that_is_killed_often_goes_on_to_the_same_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.deep)])
+def test_a_run_that_is_killed_often_goes_on_to_the_same_bit(tmp_path: Path, kills: int) -> None:
     """The loop and the files are the same for all; the oracle starts at once."""
-    check_kills("oracle", tmp_path, kills=10)
+    check_kills("oracle", tmp_path, kills)
 
 
 @in_torch
