@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from common.architecture import ZOO
 from common.backend import BACKENDS
 from common.processes.workers import share_cores
 from common.training import curves
@@ -113,6 +114,14 @@ def undrawn() -> Iterator[Callable[..., None]]:
 def drawn(undrawn: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Here they are."""
     monkeypatch.setattr(curves, "draw", undrawn)
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[str]:
+    """The name of a small network in the zoo, for commands in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ZOO, "small", {"stages": ((1, 4), (1, 8))})
+        yield "small"
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def optimised(backend: str) -> Iterator[None]:
     import jax
 
     name = "jax_disable_most_optimizations"
-    before = getattr(jax.config, name)
+    before = jax.config.read(name)
     jax.config.update(name, False)
     try:
         yield

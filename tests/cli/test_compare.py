@@ -107,6 +107,7 @@ def test_a_damaged_dataset_is_one_line_and_exit_code_2(tmp_path: Path, damage: s
     assert "idx" in done.stderr
 
 
+@pytest.mark.deep
 def test_a_missing_gpu_is_one_line_and_exit_code_2(backends: list[str], tmp_path: Path) -> None:
     named = ["--backends", backends[0], "--device", "gpu"]
     done = run_here("compare", "resnet18", *named, *SMALL, "--out", tmp_path)
@@ -153,9 +154,10 @@ def test_a_backend_that_is_missing_is_a_row_and_no_pass(
     assert json.loads((tmp_path / "results.json").read_text())["proven"] is False
 
 
-def test_compare_proves_backends_the_same(backends: list[str], tmp_path: Path) -> None:
-    """Two of them; CI runs the command with all."""
-    backends = backends[:2]
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.deep)])
+def test_compare_proves_backends_the_same(backends: list[str], tmp_path: Path, count: int) -> None:
+    """Some of them; CI runs the command with all."""
+    backends = backends[:count]
     done = run("compare", "resnet18", "--backends", ",".join(backends), *SMALL, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""

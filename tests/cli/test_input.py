@@ -31,10 +31,10 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_out_is_a_new_folder_by_default(tmp_path: Path) -> None:
-    options = ["train", "resnet18", "--backend", "oracle", *SHORT, "--precision", "float64"]
+def test_out_is_a_new_folder_by_default(small: str, tmp_path: Path) -> None:
+    options = ["train", small, "--backend", "oracle", *SHORT, "--precision", "float64"]
     for number in (1, 2):
-        assert f"runs/resnet18-oracle-{number}" in succeed_here(*options, folder=tmp_path)
+        assert f"runs/small-oracle-{number}" in succeed_here(*options, folder=tmp_path)
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
@@ -71,13 +71,13 @@ def test_a_run_that_diverges_is_one_line_and_exit_code_1(tmp_path: Path) -> None
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has a checkpoint and is not finished."""
     out = tmp_path_factory.mktemp("stopped") / "run"
-    options = [*SHORT, "--resize", "28", "--epochs", "2"]
+    options = [*SHORT, "--epochs", "2"]
     process = subprocess.Popen(
         command("train", "resnet18", "--backend", "oracle", *options, "--precision", "float64", "--out", out),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "XDG_CACHE_HOME": str(out)},
+        env={**os.environ, "XDG_CACHE_HOME": str(out.with_name("cache"))},
     )
     wait_for(out, 1, process)
     process.send_signal(signal.SIGTERM)

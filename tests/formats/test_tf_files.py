@@ -115,6 +115,7 @@ def test_a_file_of_keras_is_read(keras: Any, tmp_path: Path, name: str) -> None:
     same(read(path), expected)
 
 
+@pytest.mark.deep
 def test_a_half_trained_model_is_read_without_its_optimizer(keras: Any, tmp_path: Path) -> None:
     model = small(keras)
     model.compile("adam", "mse", metrics=["mae"])
