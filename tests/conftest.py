@@ -1,17 +1,30 @@
-"""Options and fixtures of the shared suite: which backends it runs over, and on which device."""
+"""Options and fixtures of the shared suite: which backends it runs over, on which device, and in which tier.
+
+The core proves the claim: shapes, layer summaries, function, gradients, steps, interchange, the command, bad
+input. `nox -s tests` runs it. What costs much and tells little more is marked `deep`: `nox -s tests_deep`.
+"""
 
 from __future__ import annotations
 
 import os
+
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # Workers that all want every core slow each other down many times over. Before NumPy is imported, which
+    # starts a thread for each core that it sees.
+    cores = sorted(os.sched_getaffinity(0))
+    shares = min(int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), len(cores))
+    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % shares :: shares])
+
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from common.architecture import ZOO
 from common.backend import BACKENDS
-from common.processes.workers import share_cores
+from common.training import curves
 from tests.helpers import HAS_AVX512
 
 if TYPE_CHECKING:
@@ -24,12 +37,6 @@ for name, value in BACKENDS["tf"].environment.items():  # as the command does
 # convolutions of under 8 channels, where there is AVX2 and no AVX-512: two lines of PyTorch alone crash.
 if not HAS_AVX512:
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
-
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    # Workers that all want every core would slow each other down many times over.
-    cores = share_cores(int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
-    if mine := cores[int(worker.removeprefix("gw")) % len(cores)]:
-        os.sched_setaffinity(0, mine)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,12 +57,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend_pair", [(a, b) for a in names for b in names], ids="-".join)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+def several_backends(config: pytest.Config) -> bool:
+    return "," in config.getoption("--backends")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where several backends are under test, XLA compiles JAX' small networks quickly and not well.
+
+    That is half the time, and no deviation grows by it. Where JAX is alone (`nox -s tests_jax`) it optimises
+    as a user's does, as it does in `tests.helpers.optimised`, and wherever one sets the variable to 0.
+    """
+    if several_backends(config):
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups, and pytest at the tiers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of several backends each goes to one worker, which compiles for all its tests, and these go first."""
-    several = "," in config.getoption("--backends")
+    several = several_backends(config)
     for item in items:
-        name = parameters(item).get("backend") or item.path.stem.removeprefix("test_")
+        backend = parameters(item).get("backend")
+        if any(backend not in marker.args for marker in item.iter_markers("core_in")):
+            item.add_marker(pytest.mark.deep)
+        name = backend or item.path.stem.removeprefix("test_")
         if name in BACKENDS and several and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(name))
     items.sort(key=lambda item: not item.get_closest_marker("xdist_group"))
@@ -76,6 +100,29 @@ def backends(pytestconfig: pytest.Config) -> list[str]:
 def device(pytestconfig: pytest.Config) -> str:
     """The device the backends compute on."""
     return pytestconfig.getoption("--device")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn() -> Iterator[Callable[..., None]]:
+    """No curves are drawn in this process after each epoch, which takes most of a short run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw = curves.draw
+        patch.setattr(curves, "draw", lambda *arguments: None)
+        yield draw
+
+
+@pytest.fixture
+def drawn(undrawn: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here they are."""
+    monkeypatch.setattr(curves, "draw", undrawn)
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[str]:
+    """The name of a small network in the zoo, for commands in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ZOO, "small", {"stages": ((1, 4), (1, 8))})
+        yield "small"
 
 
 @pytest.fixture

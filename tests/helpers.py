@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -84,6 +85,23 @@ def build(backend: str, arch: Architecture, dtype: str = "float64", device: str 
         if device == "gpu" and "sees no GPU" in str(error):
             pytest.skip(str(error))
         raise
+
+
+@contextmanager
+def optimised(backend: str) -> Iterator[None]:
+    """JAX compiles as a user's does: a large network, which otherwise takes ten times as long to compute."""
+    if backend != "jax":
+        yield
+        return
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, False)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 built = cache(build)  # for tests that set the weights they need: some frameworks compile for seconds

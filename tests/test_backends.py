@@ -27,6 +27,7 @@ from tests.helpers import (
     disagreements,
     largest,
     one_line,
+    optimised,
     random_batch,
     random_weights,
     run,
@@ -34,8 +35,9 @@ from tests.helpers import (
 )
 
 # Random networks a backend: JAX and TensorFlow compile each for seconds.
-EXAMPLES = {"jax": 6, "tf": 10}
-MORE_EXAMPLES = 40
+FEW, SOME, MANY = 3, 10, 40
+SLOW_TO_COMPILE = ("jax", "tf")
+of_the_quick = pytest.mark.core_in("torch", "mxnet")
 
 SGD_STEPS = 20
 MOMENTUM = Recipe(momentum=0.9)
@@ -102,14 +104,12 @@ def sensitivity(arch: Architecture, count: int, height: int, width: int, seed: i
     return deviation(moved, still)
 
 
-def test_random_networks_agree_with_the_oracle(
-    backend: str, device: str, pytestconfig: pytest.Config
-) -> None:
+def check_random_networks(backend: str, device: str, count: int, which: int) -> None:
     """The same networks every time, unless others are asked for: `pytest --networks 7`."""
 
-    @seed(f"{backend} {pytestconfig.getoption('--networks')}")
+    @seed(f"{backend} {which}")
     @settings(
-        max_examples=EXAMPLES.get(backend, MORE_EXAMPLES),
+        max_examples=count,
         database=None,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
@@ -126,6 +126,22 @@ def test_random_networks_agree_with_the_oracle(
         check_against_oracle(backend, device, arch, count, height, width, seed)
 
     agree()
+
+
+def test_random_networks_agree_with_the_oracle(
+    backend: str, device: str, pytestconfig: pytest.Config
+) -> None:
+    count = FEW if backend in SLOW_TO_COMPILE else MANY
+    check_random_networks(backend, device, count, pytestconfig.getoption("--networks"))
+
+
+@pytest.mark.deep
+def test_more_random_networks_agree_with_the_oracle(
+    backend: str, device: str, pytestconfig: pytest.Config
+) -> None:
+    """With all that a compiler does to them for a user."""
+    with optimised(backend):
+        check_random_networks(backend, device, SOME, pytestconfig.getoption("--networks"))
 
 
 FOUR_STAGES = ((1, 3), (1, 4), (1, 5), (1, 6))
@@ -178,7 +194,19 @@ AWKWARD: dict[str, tuple[Architecture, tuple[int, int, int]]] = {
 }
 
 
-@pytest.mark.parametrize("case", AWKWARD)
+# Those that tell most where each is compiled for seconds: odd, even and "SAME"; every option is in one.
+TELLING = {
+    "two values a channel",
+    "odd and not square",
+    "as in Flax's example",
+    "as in keras.applications",
+    "SAME, where the images end",
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in TELLING else of_the_quick) for case in AWKWARD]
+)
 def test_awkward_networks_agree_with_the_oracle(backend: str, device: str, case: str) -> None:
     arch, size = AWKWARD[case]
     check_against_oracle(backend, device, arch, *size)
@@ -201,10 +229,11 @@ def real_batch() -> tuple[NDArray[np.float64], NDArray[np.int32]]:
 def resnet18(backend: str, device: str) -> tuple[Any, dict[str, NDArray], list[float]]:
     """What `run` gives, then weights and losses of 20 SGD steps; once a session for each backend."""
     x, y = real_batch()
-    model = build(backend, architecture("resnet18"), device=device)
-    before = run(model, x, y)
-    losses = [model.train_step(x, y, lr=0.01) for _ in range(SGD_STEPS)]
-    return before, model.weights(), losses
+    with optimised(backend):
+        model = build(backend, architecture("resnet18"), device=device)
+        before = run(model, x, y)
+        losses = [model.train_step(x, y, lr=0.01) for _ in range(SGD_STEPS)]
+        return before, model.weights(), losses
 
 
 @together
@@ -233,7 +262,8 @@ def test_resnet18_agrees_between_every_two_backends(backend_pair: tuple[str, str
 @together
 def test_resnet18_in_float32_evaluates_as_the_oracle_does(backend: str, device: str) -> None:
     x, _ = real_batch()
-    found = build(backend, architecture("resnet18"), "float32", device).predict(x)
+    with optimised(backend):
+        found = build(backend, architecture("resnet18"), "float32", device).predict(x)
     (activations, _), _, _ = resnet18("oracle", "cpu")
     assert found.dtype == np.float32
     assert deviation(found, activations["last"]) <= SINGLE

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from common import load_checkpoint, save_checkpoint
 from common.architecture import Architecture
-from tests.helpers import ROUNDING, build, built, deviation, random_batch, random_weights
+from tests.helpers import ROUNDING, built, deviation, random_batch, random_weights
+
+pytestmark = pytest.mark.xdist_group("pairs")  # each backend is compiled once
 
 ARCH = Architecture(
     stages=((1, 8), (2, 12)), block="resnext", groups=(2, 3), bot_mul=0.5, in_channels=3, stem_channels=6
@@ -22,14 +24,13 @@ ARCH = Architecture(
 def trained(backend: str, device: str) -> tuple[dict[str, NDArray], NDArray]:
     """Weights and predictions after two steps; once a session for each backend."""
     x, y = random_batch(ARCH, 3, 33, 46)
-    model = build(backend, ARCH, device=device)
+    model = built(backend, ARCH, "float64", device)
     model.load_weights(random_weights(ARCH))
     for _ in range(2):
         model.train_step(x, y, lr=0.05)
     return model.weights(), model.predict(x)
 
 
-@pytest.mark.xdist_group("pairs")  # each backend is trained once
 def test_a_checkpoint_of_one_backend_loads_in_the_other(
     backend_pair: tuple[str, str], device: str, tmp_path: Path
 ) -> None:
@@ -47,7 +48,7 @@ def test_a_checkpoint_of_one_backend_loads_in_the_other(
     assert deviation(model.predict(x), predictions) <= ROUNDING
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.core_in("torch")), "float64"])
 def test_a_model_goes_on_from_its_checkpoint(backend: str, device: str, tmp_path: Path, dtype: str) -> None:
     """What is saved is all there is: predictions are those before, bit for bit."""
     x, y = random_batch(ARCH, 3, 33, 46)

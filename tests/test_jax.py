@@ -58,7 +58,7 @@ def pixels(dtype: str) -> tuple[NDArray, NDArray]:
     return generator.integers(256, size=(2, 32, 32, 1)).astype(dtype), generator.integers(10, size=2)
 
 
-@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("dtype", [None, pytest.param("bfloat16", marks=pytest.mark.deep)])
 def test_parameters_are_float32_whatever_the_images_are(package: ModuleType, dtype: str | None) -> None:
     import jax
 
@@ -169,6 +169,7 @@ def test_variables_in_float64(device: str) -> None:
     assert dtypes(model.variables) == {"float64"}
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("sample_only")
 def test_a_trainer_gives_the_variables_it_trained(package: ModuleType, tmp_path: Path, device: str) -> None:
     import jax

@@ -6,6 +6,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 import common
 from common.architecture import ZOO, Architecture, architecture
@@ -239,6 +242,7 @@ print("all agree")
 """
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("order", [1, -1], ids=["in order", "reversed"])
 def test_all_frameworks_live_in_one_process_whichever_comes_first(backends: list[str], order: int) -> None:
     if set(backends) != set(BACKENDS):
@@ -256,6 +260,7 @@ print("as before")
 """
 
 
+@pytest.mark.deep
 def test_mxnet_leaves_pytorch_its_threads(backends: list[str]) -> None:
     if not {"mxnet", "torch"} <= set(backends):
         pytest.skip("MXNet and PyTorch are not both under test")
@@ -311,6 +316,30 @@ def test_a_bottleneck_that_does_not_divide_is_refused(backend: str) -> None:
     with pytest.raises(ValueError) as error:
         package(backend).ResNeXtBlock(32, 5, 1)
     one_line(error, "bot_channels = int(round(32 * 1)) = 32 does not divide into groups of width 5")
+
+
+def pooled(backend: str, X: NDArray, padding: str) -> NDArray:
+    """The layer alone, on images (N, C, H, W)."""
+    layers = import_module(f"{PACKAGES[backend]}.layers")
+    if backend == "torch":
+        import torch
+
+        return layers.MaxPool2d(padding)(torch.from_numpy(X)).numpy()
+    if backend == "mxnet":
+        import mxnet
+
+        return layers.MaxPool2D(padding)(mxnet.np.array(X)).asnumpy()
+    pool = layers.MaxPool2D(padding) if backend == "tf" else partial(layers.max_pool, padding=padding)
+    return np.asarray(pool(X.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(("padding", "above", "left"), [("symmetric", 1, 1), ("same", 0, 1)])
+def test_max_pool_pads_with_less_than_any_value(backend: str, padding: str, above: int, left: int) -> None:
+    """Zeros would win at the border. In a network they cannot, because a ReLU comes before."""
+    X = -1 - np.random.default_rng(0).random((2, 3, 6, 7), "float32")
+    framed = np.pad(X, [(0, 0), (0, 0), (above, 1), (left, 1)], constant_values=-np.inf)
+    windows = sliding_window_view(framed, (3, 3), (2, 3))[:, :, ::2, ::2]
+    np.testing.assert_array_equal(pooled(backend, X, padding), windows.max((4, 5)))
 
 
 STAGES = [

@@ -116,7 +116,11 @@ def is_backbone(name: str) -> bool:
 
 
 # The ResNeXt takes what its groups may tell apart, all at once; frameworks compile each for seconds.
-RUNS = [(case, "residual") for case in CASES] + [("all but freeze", "resnext")]
+# There, the core has the options together: one that is forgotten shows in all.
+of_the_quick = pytest.mark.core_in("torch", "mxnet")
+RUNS = [pytest.param(case, "residual", marks=of_the_quick) for case in OPTIONS]
+RUNS += [pytest.param(*run) for run in (("all but freeze", "residual"), ("all", "residual"))]
+RUNS += [pytest.param("all but freeze", "resnext")]
 
 
 @pytest.mark.parametrize(("case", "network"), RUNS)
@@ -457,6 +461,7 @@ def test_pytorchs_compiler_knows_what_is_frozen(backends: list[str]) -> None:
 # A run
 
 
+@pytest.mark.core_in("torch")
 @pytest.mark.usefixtures("sample_only")
 def test_a_run_stopped_and_gone_on_with_is_the_unbroken_one(
     backend: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

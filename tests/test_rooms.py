@@ -8,6 +8,8 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("resnet_torch", "resnet_jax", "resnet_tf", "resnet_mxnet")
 # From the bottom up. A room stands on those of lower floors, and knows none beside it or above.
@@ -80,6 +82,7 @@ def test_packages_stand_on_the_ground_floor_on_training_and_families() -> None:
             assert not rooms & {"proof", "bench", "cli"}, name
 
 
+@pytest.mark.core_in("torch")
 def test_importing_a_package_loads_nothing_of_proof_bench_or_cli(backend: str) -> None:
     code = f"import sys, resnet_{backend}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

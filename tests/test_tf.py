@@ -64,9 +64,12 @@ NETWORKS: dict[str, tuple[str, tuple, dict[str, Any]]] = {
     "architecture": ("ResNet", (ARCH, 0.3), {}),
     "ResNet18": ("ResNet18", (), {"lr": 0.2, "num_classes": 5}),
 }
+LARGE = ["ResNet18"]
 
 
-@pytest.mark.parametrize("case", NETWORKS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.deep if case in LARGE else []) for case in NETWORKS]
+)
 def test_a_network_is_saved_and_loaded(keras: Any, batch: tuple, tmp_path: Path, case: str) -> None:
     name, arguments, options = NETWORKS[case]
     net = getattr(package(), name)(*arguments, **options)
@@ -77,7 +80,7 @@ def test_a_network_is_saved_and_loaded(keras: Any, batch: tuple, tmp_path: Path,
     np.testing.assert_array_equal(again(x), net(x))
 
 
-@pytest.mark.parametrize("policy", ["float64", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", [pytest.param("float64", marks=pytest.mark.deep), "mixed_bfloat16"])
 def test_a_network_is_loaded_in_its_precision(
     keras: Any, batch: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str], policy: str
 ) -> None:
@@ -113,6 +116,7 @@ def test_layer_summary_builds_the_network_as_a_whole(keras: Any, tmp_path: Path)
     np.testing.assert_array_equal(net.trainable_variables[0].numpy(), kernel)
 
 
+@pytest.mark.deep
 def test_blocks_and_layers_are_saved_in_a_users_own_network(keras: Any, tmp_path: Path) -> None:
     from resnet_tf.layers import BatchNormalization, Conv2D, MaxPool2D
 
@@ -173,6 +177,7 @@ def test_compile_fit_save_load_and_fit_again(keras: Any, batch: tuple, tmp_path:
     same(net, again)
 
 
+@pytest.mark.deep
 def test_compile_takes_our_optimizer_and_xla(keras: Any, batch: tuple, tmp_path: Path) -> None:
     net = package().ResNet(ARCH, lr=0.05)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -275,6 +280,7 @@ print({v.value.device[-5:] for v in net.variables}, {v.value.device[-5:] for v i
 """
 
 
+@pytest.mark.deep
 def test_a_network_computes_where_it_is_wrapped_and_is_moved_by_loading_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", DEVICES],

@@ -251,6 +251,7 @@ def test_the_compiler_takes_a_network_as_one_graph(torch: Any, arch: Architectur
         assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
+@pytest.mark.deep  # minutes of a C++ compiler
 def test_a_compiled_network_is_the_same_network(torch: Any, device: str) -> None:
     x, y = random_batch(SMALL, 2, 32, 32)
     model = load_backend("torch").build(SMALL, "float64", device, compile=True)

@@ -30,7 +30,7 @@ def run(*arguments: object, folder: Path | None = None) -> subprocess.CompletedP
 
 
 def run_here(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The same in this process: at once, for what ends before a framework starts."""
+    """The same in this process, which has its frameworks: where a process is no part of what is tested."""
     out, err = io.StringIO(), io.StringIO()
     with (
         patch.object(sys, "argv", ["resnet-tabs", *map(str, arguments)]),
@@ -44,14 +44,21 @@ def run_here(*arguments: object, folder: Path | None = None) -> subprocess.Compl
 
 
 def succeed(*arguments: object, folder: Path | None = None) -> str:
-    done = run(*arguments, folder=folder)
+    return output_of(run(*arguments, folder=folder))
+
+
+def succeed_here(*arguments: object, folder: Path | None = None) -> str:
+    return output_of(run_here(*arguments, folder=folder))
+
+
+def output_of(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     return done.stdout
 
 
 def wait_for(history: Path, lines: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(read_history(history)) < lines:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)

@@ -101,15 +101,16 @@ def test_a_damaged_dataset_is_one_line_and_exit_code_2(tmp_path: Path, damage: s
     if damage == "truncated":
         path = tmp_path / "data" / "t10k-images-idx3-ubyte.gz"
         path.write_bytes(path.read_bytes()[:1000])
-    done = run("compare", "resnet18", "--data", tmp_path / "data", "--out", tmp_path / "out")
+    done = run_here("compare", "resnet18", "--data", tmp_path / "data", "--out", tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert "idx" in done.stderr
 
 
+@pytest.mark.deep
 def test_a_missing_gpu_is_one_line_and_exit_code_2(backends: list[str], tmp_path: Path) -> None:
     named = ["--backends", backends[0], "--device", "gpu"]
-    done = run("compare", "resnet18", *named, *SMALL, "--out", tmp_path)
+    done = run_here("compare", "resnet18", *named, *SMALL, "--out", tmp_path)
     if done.returncode == 0:
         pytest.skip("there is a GPU here")
     assert done.returncode == 2
@@ -153,9 +154,10 @@ def test_a_backend_that_is_missing_is_a_row_and_no_pass(
     assert json.loads((tmp_path / "results.json").read_text())["proven"] is False
 
 
-def test_compare_proves_backends_the_same(backends: list[str], tmp_path: Path) -> None:
-    """Two of them; CI runs the command with all."""
-    backends = backends[:2]
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.deep)])
+def test_compare_proves_backends_the_same(backends: list[str], tmp_path: Path, count: int) -> None:
+    """Some of them; CI runs the command with all."""
+    backends = backends[:count]
     done = run("compare", "resnet18", "--backends", ",".join(backends), *SMALL, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -173,13 +175,14 @@ def test_compare_proves_backends_the_same(backends: list[str], tmp_path: Path) -
 def test_compare_starts_from_a_checkpoint(checkpoints: Path, tmp_path: Path) -> None:
     file = checkpoints / "resnet18.safetensors"
     options = ["--input-shape", "1,32,32", "--precision", "float64", "--steps", "0", "--out", tmp_path]
-    done = run("compare", "resnet18", "--checkpoint", file, "--backends", "oracle", *options)
+    done = run_here("compare", "resnet18", "--checkpoint", file, "--backends", "oracle", *options)
     assert done.returncode == 1, done.stderr  # nothing to compare the oracle with is no proof
     assert "NOT PROVEN" in done.stdout
 
 
+@pytest.mark.xdist_group("pairs")  # where all are imported already
 def test_summary_shows_every_backend_under_test(backends: list[str]) -> None:
-    done = run("summary", "resnet18", "--backends", ",".join(["oracle", *backends]))
+    done = run_here("summary", "resnet18", "--backends", ",".join(["oracle", *backends]))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     total = re.search(r"parameters((?:\s+11,178,378)+)\s+yes", done.stdout)

@@ -18,10 +18,10 @@ from PIL import Image
 from common import architecture, initial_weights, load_checkpoint, save_checkpoint
 from common.data import CLASSES, ImageFolder, sample, write_images
 from common.training.runs import read_history, read_settings
-from tests.cli.commands import command, run, run_here, succeed, wait_for
+from tests.cli.commands import command, run, run_here, succeed, succeed_here, wait_for
 from tests.data.folders import make_folder
 
-pytestmark = pytest.mark.usefixtures("no_full_set")
+pytestmark = pytest.mark.usefixtures("no_full_set", "small")
 
 SHORT = ["--epochs", "1", "--batch-size", "8", "--resize", "28", "--precision", "float64"]
 
@@ -38,28 +38,29 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-18 of three channels and seven classes."""
-    arch = architecture("resnet18", in_channels=3, num_classes=7)
+def pretrained(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of three channels and seven classes."""
+    arch = architecture(small, in_channels=3, num_classes=7)
     path = tmp_path_factory.mktemp("network") / "seven.safetensors"
     save_checkpoint(path, arch, initial_weights(arch, seed=5))
     return path
 
 
 @pytest.fixture(scope="module")
-def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(small: str, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    succeed("train", "resnet18", "--backend", "oracle", "--data", root, *SHORT, "--out", out)
+    succeed_here("train", "small", "--backend", "oracle", "--data", root, *SHORT, "--out", out)
     return out
 
 
+@pytest.mark.core_in("torch")
 def test_train_evaluate_and_predict_on_a_folder(
     backend: str, device: str, root: Path, pretrained: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     here = ["--backend", backend, "--device", device]
     options = [*SHORT, "--augment", "crop,flip", "--weights", pretrained]
-    said = succeed("train", "resnet18", "--data", root, *options, *here, "--out", out)
+    said = succeed_here("train", "small", "--data", root, *options, *here, "--out", out)
     assert "2 classes, not its 7, so the last layer is new" in said
     assert f"24 training and 8 validation images at 28×28 from {root}" in said
     arch, _ = load_checkpoint(out / "best.safetensors")
@@ -91,7 +92,7 @@ def test_the_weights_are_those_given_and_only_the_last_layer_is_new(
 ) -> None:
     out = tmp_path / "run"
     options = ["--backend", "oracle", *SHORT, "--lr", "1e-300", "--seed", "4"]
-    succeed("train", "resnet18", "--data", root, *options, "--weights", pretrained, "--out", out)
+    succeed_here("train", "small", "--data", root, *options, "--weights", pretrained, "--out", out)
     given = load_checkpoint(pretrained)[1]
     arch, found = load_checkpoint(out / "last.safetensors")
     drawn = initial_weights(arch, 4)
@@ -100,15 +101,16 @@ def test_the_weights_are_those_given_and_only_the_last_layer_is_new(
             expected = drawn[name] if name.startswith("last.") else given[name]
             np.testing.assert_allclose(array, expected, rtol=0, atol=1e-200)
     same = tmp_path / "same"  # so many classes as before: all of it is taken
-    said = succeed("train", "resnet18", "--data", root, *options, "--weights", out, "--out", same)
+    said = succeed_here("train", "small", "--data", root, *options, "--weights", out, "--out", same)
     assert "new" not in said.splitlines()[0]
     assert read_settings(same).weights != read_settings(out).weights != ""
 
 
+@pytest.mark.deep
 @pytest.mark.xdist_group("signals")
-def test_a_killed_run_goes_on_with_the_command_it_printed(
-    root: Path, pretrained: Path, tmp_path: Path
-) -> None:
+def test_a_killed_run_goes_on_with_the_command_it_printed(root: Path, tmp_path: Path) -> None:
+    pretrained, arch = tmp_path / "seven.safetensors", architecture("resnet18", in_channels=3, num_classes=7)
+    save_checkpoint(pretrained, arch, initial_weights(arch, seed=5))
     options = ["train", "resnet18", "--data", root / "train", "--backend", "oracle", *SHORT, "--epochs", "2"]
     options += ["--augment", "crop,flip", "--weights", pretrained, "--val-share", "0.3"]
     process = subprocess.Popen(
@@ -133,15 +135,15 @@ def test_a_killed_run_goes_on_with_the_command_it_printed(
 def test_evaluate_takes_a_folder_of_some_of_the_classes(trained: Path, root: Path, tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "test/dog").symlink_to(root / "val/dog")
-    shown = run_here(
+    shown = succeed(
         *("evaluate", trained, tmp_path / "test", "--backend", "oracle", "--out", tmp_path / "dogs.png")
-    ).stdout
+    )
     assert "(4 images at 28×28" in shown
     assert (tmp_path / "dogs.png").exists()
 
 
 def test_a_fashion_mnist_network_sees_png_files_as_it_saw_the_set(tmp_path: Path) -> None:
-    arch = architecture("resnet18")
+    arch = architecture("small")
     path = tmp_path / "fashion.safetensors"
     save_checkpoint(path, arch, initial_weights(arch))
     write_images(sample(), tmp_path / "numbered")
@@ -161,7 +163,7 @@ def test_a_moved_checkpoint_is_evaluated_on_the_share_it_was_validated_on(root: 
     flat = tmp_path / "flat"
     shutil.copytree(root / "train", flat)
     out = ["--backend", "oracle", "--out", tmp_path / "run"]
-    succeed("train", "resnet18", "--data", flat, *SHORT, "--val-share", "0.3", *out)
+    succeed_here("train", "small", "--data", flat, *SHORT, "--val-share", "0.3", *out)
     moved = tmp_path / "moved.safetensors"
     shutil.copy(tmp_path / "run/best.safetensors", moved)
     share = ImageFolder(flat, 1, val_share=0.3).num_val
@@ -172,10 +174,10 @@ def test_a_moved_checkpoint_is_evaluated_on_the_share_it_was_validated_on(root: 
 
 
 def test_weights_bring_their_conventions(root: Path, tmp_path: Path) -> None:
-    arch = dataclasses.replace(architecture("resnet18", 3, 7), epsilon=1.001e-5, decay=0.99, padding="same")
+    arch = dataclasses.replace(architecture("small", 3, 7), epsilon=1.001e-5, decay=0.99, padding="same")
     save_checkpoint(tmp_path / "keras.safetensors", arch, initial_weights(arch))
     options = ["--data", root, "--backend", "oracle", *SHORT, "--weights", tmp_path / "keras.safetensors"]
-    succeed("train", "resnet18", *options, "--out", tmp_path / "run")
+    succeed_here("train", "small", *options, "--out", tmp_path / "run")
     found, _ = load_checkpoint(tmp_path / "run/best.safetensors")
     assert found == dataclasses.replace(arch, num_classes=2)
 
@@ -202,13 +204,13 @@ def test_bad_files_are_left_out_where_asked(trained: Path, tmp_path: Path) -> No
         (root / part / "cat/bad.jpg").write_bytes(b"no image")
     line = "resnet-tabs: {} has 1 file that is no image that can be read: cat/bad.jpg "
     options = ["--data", root, "--backend", "oracle"]
-    train = ["train", "resnet18", *options, *SHORT, "--out", tmp_path / "run"]
+    train = ["train", "small", *options, *SHORT, "--out", tmp_path / "run"]
     for arguments, folder in ((train, root / "train"), (["evaluate", trained, *options], root / "val")):
         done = run_here(*arguments)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert done.stderr.startswith(line.format(folder))
         assert not (tmp_path / "run").exists()
-    assert "leaving out 2 files" in succeed(*train, "--skip-bad")
+    assert "leaving out 2 files" in succeed_here(*train, "--skip-bad")
     assert "leaving out 1 file" in run_here("evaluate", trained, *options, "--skip-bad").stdout
     images = ["predict", trained, root / "val", "--backend", "oracle"]
     assert run_here(*images).returncode == 2
@@ -218,21 +220,21 @@ def test_bad_files_are_left_out_where_asked(trained: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "resnet18", "--skip-bad"], "are for a folder of images"),
-        (["train", "resnet18", "--normalize", "none"], "are for a folder of images"),
-        (["train", "resnet18", "--data", "{root}", "--normalize", "mean"], "unknown normalize 'mean'"),
-        (["train", "resnet18", "--data", "{root}", "--val-share", "2"], "has its own folder val"),
-        (["train", "resnet18", "--data", "{root}/train", "--val-share", "2"], "above 0 and below 1"),
-        (["train", "resnet18", "--data", "{root}/none"], "or images in folders of their classes"),
+        (["train", "small", "--skip-bad"], "are for a folder of images"),
+        (["train", "small", "--normalize", "none"], "are for a folder of images"),
+        (["train", "small", "--data", "{root}", "--normalize", "mean"], "unknown normalize 'mean'"),
+        (["train", "small", "--data", "{root}", "--val-share", "2"], "has its own folder val"),
+        (["train", "small", "--data", "{root}/train", "--val-share", "2"], "above 0 and below 1"),
+        (["train", "small", "--data", "{root}/none"], "or images in folders of their classes"),
         (
-            ["train", "resnet18", "--data", "{root}", "--batch-size", "8", "--weights", "none.safetensors"],
+            ["train", "small", "--data", "{root}", "--batch-size", "8", "--weights", "none.safetensors"],
             "none.safetensors",
         ),
         (
             ["train", "resnet34", "--data", "{root}", "--batch-size", "8", "--weights", "{seven}"],
-            "is of another network, resnet18",
+            "is of another network, small",
         ),
-        (["train", "resnet18", "--data", "{root}", "--augment", "crops"], "did you mean crop"),
+        (["train", "small", "--data", "{root}", "--augment", "crops"], "did you mean crop"),
         (["evaluate", "{seven}", "--data", "{root}"], "has 2 classes but the network tells 7"),
         (["evaluate", "{trained}", "--data", "{strange}"], "not among those trained: bird"),
         (["evaluate", "{trained}", "{root}", "--batch-size", "0"], "batch_size must be 1 or more"),
@@ -240,8 +242,8 @@ def test_bad_files_are_left_out_where_asked(trained: Path, tmp_path: Path) -> No
         (["evaluate", "{trained}", "{root}", "--loaders", "-1"], "loaders must be 0 or more"),
         (["evaluate", "{trained}", "{root}", "--val-share", "0.3"], "has its own folder val"),
         (["evaluate", "{trained}", "{root}", "--data", "{root}"], "named twice"),
-        (["train", "resnet18", "--out", "{trained}", "--resume"], "give it again, with --data"),
-        (["train", "resnet18", "--data", "{root}", "--resize", "0"], "height and a width of 1 or more"),
+        (["train", "small", "--out", "{trained}", "--resume"], "give it again, with --data"),
+        (["train", "small", "--data", "{root}", "--resize", "0"], "height and a width of 1 or more"),
         (["predict", "{trained}", "{empty}"], "has no images"),
         (
             ["predict", "{trained}", "{strange}", "--skip-bad"],

@@ -16,7 +16,7 @@ from common import Architecture, initial_weights, save_checkpoint
 from common.data.imagenet import NUM_CLASSES, classes
 from common.data.preparation import Preparation
 from common.oracle import Model
-from tests.cli.commands import run, succeed
+from tests.cli.commands import run_here, succeed_here
 from tests.data.helpers import torchvisions_evaluation
 
 SIZES = [(224, 224), (256, 256), (300, 400), (401, 299), (500, 333), (64, 91), (1000, 225)]
@@ -67,7 +67,7 @@ def test_predict_prepares_images_and_names_the_top_five(network: Path, tmp_path:
     image.save(tmp_path / "photo.png")
     image.convert("L").save(tmp_path / "grey.png")  # greyscale is taken as colour, as everyone does
     options = ["--backend", "oracle", "--precision", "float64"]
-    shown = succeed("predict", network, tmp_path / "photo.png", tmp_path / "grey.png", *options)
+    shown = succeed_here("predict", network, tmp_path / "photo.png", tmp_path / "grey.png", *options)
     model = Model(Architecture(((1, 4), (1, 8)), in_channels=3, num_classes=1000, stem_channels=4))
     logits = model.predict(preprocess(image, dtype="float64")[None])[0]
     expected = [classes()[i] for i in logits.argsort()[::-1][:5]]
@@ -77,13 +77,13 @@ def test_predict_prepares_images_and_names_the_top_five(network: Path, tmp_path:
         re.sub(r" [\d.]+$", "", part) for part in lines[0].removeprefix("photo.png: ").split(", ")
     ] == expected
     smaller = tmp_path / "logits.npy"
-    succeed("predict", network, tmp_path / "photo.png", *options, "--resize", "64", "--out", smaller)
+    succeed_here("predict", network, tmp_path / "photo.png", *options, "--resize", "64", "--out", smaller)
     expected_logits = model.predict(preprocess(image, 64, "float64")[None])
     np.testing.assert_array_equal(np.load(smaller), expected_logits)
 
 
 def test_evaluate_has_no_imagenet(network: Path) -> None:
-    done = run("evaluate", network, "--backend", "oracle")
+    done = run_here("evaluate", network, "--backend", "oracle")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "is of imagenet" in done.stderr
 

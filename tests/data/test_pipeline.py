@@ -323,8 +323,8 @@ Threads = Callable[[], list[threading.Thread]]
 
 
 def soon(true: Callable[[], bool]) -> bool:
-    """Whether it comes true within five seconds."""
-    end = time.monotonic() + 5
+    """Whether it comes true within a minute: the machine may be busy."""
+    end = time.monotonic() + 60
     while not true() and time.monotonic() < end:
         time.sleep(0.001)
     return true()

@@ -564,16 +564,18 @@ def test_a_damaged_database_is_one_line(tmp_path: Path, network: Any) -> None:
 # Bombs
 
 READ = """
-import resource, runpy, sys, time
+import os, resource, runpy, sys
 from pathlib import Path
 read_tensors = runpy.run_path(sys.argv[1])["read_tensors"]  # without JAX, whose import takes memory too
+def cpu_seconds():  # of the processes it starts, too; a busy machine takes none of them
+    return sum(os.times()[:4])
 for path in sys.argv[2:]:
-    start = time.monotonic()
+    start = cpu_seconds()
     try:
         read_tensors(Path(path))
         print("read", path)
     except ValueError as error:
-        print("refused", time.monotonic() - start, error)
+        print("refused", cpu_seconds() - start, error)
 status = Path("/proc/self/status").read_text().split()  # getrusage remembers the test runner
 print(status[status.index("VmHWM:") + 1])
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
@@ -625,7 +627,7 @@ def test_bombs_stay_small(tmp_path: Path, folder: Path, jax_files: Any) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     *lines, ours, childs = done.stdout.splitlines()
     assert len(lines) == len(paths), done.stdout + done.stderr

@@ -446,12 +446,12 @@ pages = int(Path("/proc/self/statm").read_text().split()[0])
 most = pages * resource.getpagesize() + 256 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 for path in sys.argv[1:]:
-    start = time.monotonic()
+    start = time.process_time()
     try:
         print(len(read_tensors(Path(path))[0]), "arrays")
     except BadInput as error:
         print(error)
-    assert time.monotonic() - start < 10, path
+    assert time.process_time() - start < 10, path
 """
 
 

@@ -178,9 +178,18 @@ def test_where_two_families_fit_the_options_are_said(
     assert "name;" not in converted(capsys, path, dest, "--from", "timm", "--force")
 
 
+# Their own libraries are PyTorch's. What is converted is an architecture of ours, and the same in all four by
+# tests of its own: two sources show it.
+in_torch = pytest.mark.core_in("torch")
+SHOWN = ("timm grouped", "transformers basic")
+
+
 @pytest.mark.parametrize(
     ("source", "height", "width"),
-    [*((source, 97, 131) for source in SOURCES), ("torchvision basic", 224, 224)],
+    [
+        *(pytest.param(name, 97, 131, marks=[] if name in SHOWN else in_torch) for name in SOURCES),
+        pytest.param("torchvision basic", 224, 224, marks=pytest.mark.deep),
+    ],
 )
 def test_logits_are_those_of_the_source(
     backend: str, device: str, source: str, height: int, width: int
@@ -195,6 +204,7 @@ def test_logits_are_those_of_the_source(
         assert deviation(model.predict(x), expected) <= ROUNDING
 
 
+@in_torch
 @pytest.mark.parametrize(
     "source", ["timm basic", "timm grouped", "transformers basic", "transformers bottleneck"]
 )

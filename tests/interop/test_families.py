@@ -26,14 +26,17 @@ SOURCES: dict[str, tuple[str, Callable[[str, Architecture], Source], Architectur
 }
 
 
+@pytest.mark.parametrize("everywhere", [False, pytest.param(True, marks=pytest.mark.deep)])
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_family_computes_what_we_compute_and_comes_back_bit_for_bit(
-    name: str, backends: list[str], device: str, tmp_path: Path
+    name: str, everywhere: bool, backends: list[str], device: str, tmp_path: Path
 ) -> None:
+    """In its own framework, or everywhere."""
     family, make, arch = SOURCES[name]
-    if FAMILIES[family].framework not in backends:
-        pytest.skip(f"{FAMILIES[family].framework} is not under test")
-    check(family, make, arch, backends, device, tmp_path)
+    own = FAMILIES[family].framework
+    if own not in backends:
+        pytest.skip(f"{own} is not under test")
+    check(family, make, arch, backends if everywhere else [own], device, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["transformers-flax", "transformers-tf"])

@@ -13,7 +13,7 @@ import pytest
 
 from common.errors import BadInput
 from common.processes.group import ALONE, Group
-from common.processes.meeting import Seat, free_address, meeting
+from common.processes.meeting import PATIENCE, Seat, free_address, meeting
 from tests.cli.commands import SHORT, run_here
 from tests.helpers import one_line
 
@@ -94,9 +94,9 @@ def test_another_number_of_workers_is_refused() -> None:
 
 def test_who_does_not_come_is_named_in_time() -> None:
     began = time.monotonic()
-    found = errors(meet(seats(3, 0, 2), patience=1))
+    found = errors(meet(seats(3, 0, 2), patience=3))
     assert all("worker 1 has not come" in line for line in found)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE  # which it would be otherwise
 
 
 def test_a_coordinator_that_is_not_there_is_named_in_time() -> None:
@@ -149,7 +149,7 @@ from common.processes.meeting import Seat, meeting
 with meeting(Seat(sys.argv[1], int(sys.argv[2]), 3), {}):
     if sys.argv[2] == sys.argv[3]:
         os.kill(os.getpid(), 9)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -161,7 +161,7 @@ def test_all_end_when_one_is_lost(lost: int) -> None:
         for rank in range(3)
     ]
     for rank, process in enumerate(processes):
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=120)
         if rank != lost:
             assert process.returncode == 1
             assert said.decode() == f"worker {lost} is lost\n"

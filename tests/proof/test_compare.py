@@ -3,7 +3,10 @@
 import copy
 import dataclasses
 import json
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +14,14 @@ import pytest
 from common.architecture import Architecture
 from common.backend import BACKENDS
 from common.deviation import deviation, distance, worst_gradient
+from common.errors import BadInput
+from common.interop import prove
 from common.pages import installed_version
+from common.proof import verify, workers
 from common.proof.compare import Candidate, Comparison, Evidence, Job, Timing, judge, quantities
 from common.proof.report import Report, results, show
 from common.timing import Spread
-from common.weights import initial_weights
+from common.weights import initial_weights, is_statistic
 from tests.proof.helpers import evidence_of
 
 ARCH = Architecture(stages=((1, 4), (1, 6)), stem_channels=4)
@@ -61,6 +67,112 @@ def test_equal_evidence_agrees(job: Job, oracle: Evidence) -> None:
     assert found.agree
     assert found.deviations["float64"]["gradients"] == {"torch": 0.0, "jax": 0.0}
     assert set(found.worst_pairs["float64"]) == {quantity.name for quantity in quantities(job.steps)}
+
+
+# The bounds
+
+
+def scaled(arrays: dict[str, np.ndarray], by: float) -> dict[str, np.ndarray]:
+    return {name: array * (1 + by) for name, array in arrays.items()}
+
+
+def off(found: Evidence, quantity: str, by: float) -> Evidence:
+    """The evidence with one quantity, or what it is part of, so far from what it was."""
+    training = found.training
+    if quantity == "logits":
+        return replace(found, activations=found.activations | {"last": found.logits * (1 + by)})
+    if quantity == "worst layer output":
+        return replace(found, activations=found.activations | {"b1": found.activations["b1"] * (1 + by)})
+    if quantity.startswith("weights"):
+        return replace(found, trained=scaled(found.trained, by))
+    changed: dict[str, dict[str, Any]] = {
+        "training logits": {"logits": training.logits * (1 + by)},
+        "training loss": {"loss": training.loss * (1 + by)},
+        "gradients": {"gradients": scaled(training.gradients, by)},
+        "worst gradient tensor": {"gradients": scaled(training.gradients, by)},
+        "running statistics": {"running": scaled(training.running, by)},
+    }
+    return replace(found, training=replace(training, **changed[quantity]))
+
+
+HEADLINE = [
+    *(("logits", "float64", 1e-12), ("worst layer output", "float64", 1e-12)),
+    *(("training logits", "float64", 1e-12), ("training loss", "float64", 1e-12)),
+    *(("gradients", "float64", 1e-12), ("worst gradient tensor", "float64", 1e-12)),
+    *(("running statistics", "float64", 1e-12), ("weights, 2 steps on", "float64", 1e-10)),
+    *(("logits", "float32", 1e-5), ("worst layer output", "float32", 1e-5)),
+    ("training loss", "float32", 1e-4),
+]
+LAYERS = {"float64": 1e-12, "float32": 1e-5}
+
+
+def test_the_bounds_are_those_the_project_claims() -> None:
+    found = [(q.name, dtype, bound) for q in quantities(2) for dtype, bound in q.bounds.items()]
+    assert sorted(found) == sorted(HEADLINE)
+    assert (workers.BOUND, prove.BOUNDS, verify.BOUNDS) == (1e-10, LAYERS, LAYERS | {"float16": 5e-3})
+
+
+@pytest.mark.parametrize(("quantity", "dtype", "bound"), HEADLINE)
+def test_half_a_bound_is_the_same_and_twice_a_bound_is_not(
+    job: Job, oracle: Evidence, quantity: str, dtype: str, bound: float
+) -> None:
+    for times in (0.5, 2.0):
+        found = Comparison(job)
+        found.evidence["oracle", "float64"] = oracle
+        found.evidence["jax", dtype] = off(oracle, quantity, times * bound)
+        judge(found, ["jax"], [dtype])
+        assert found.agree == (times < 1)
+    (line,) = found.differences
+    assert f"{quantity} {2 * bound:.1e} > {bound:.0e}" in line
+
+
+@pytest.mark.parametrize("kind", ["weights", "running statistics"])
+def test_workers_at_half_the_bound_are_one_and_at_twice_are_not(
+    job: Job, oracle: Evidence, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for times in (0.5, 2.0):
+        found = Comparison(job)
+        found.evidence["jax", "float64"] = oracle
+        many = {
+            name: array * (1 + times * 1e-10) if is_statistic(name) == (kind != "weights") else array
+            for name, array in oracle.trained.items()
+        }
+        monkeypatch.setattr(workers, "launch", lambda *arguments, many=many: many)
+        workers.compare_workers(found, ["jax"], 2)
+        assert found.agree == (times < 1)
+    (line,) = found.differences
+    assert f"{kind}, 2 steps on, 2 workers 2.0e-10 > 1e-10" in line
+
+
+@pytest.mark.parametrize(("dtype", "bound"), (LAYERS | {"float16": 5e-3}).items())
+def test_a_recording_at_half_the_bound_agrees_and_at_twice_does_not(
+    job: Job, oracle: Evidence, dtype: str, bound: float
+) -> None:
+    for times in (0.5, 2.0):
+        layers = {"last": oracle.logits * (1 + times * bound)}
+        recording = verify.Recording(layers, dtype, None, [])
+        match = verify.against(ARCH, job.weights, job.x, oracle.activations, recording)
+        assert match.agrees == (times < 1)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), LAYERS.items())
+def test_a_converted_network_at_half_the_bound_is_proven_and_at_twice_is_not(
+    job: Job, dtype: str, bound: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ours = np.eye(2)  # logits whose multiples every type holds
+    monkeypatch.setattr(prove, "version", lambda package: "1")
+    monkeypatch.setattr("common.oracle.Model.predict", lambda model, x: ours)
+
+    def proven(theirs: np.ndarray) -> str:
+        monkeypatch.setattr("common.backend.Backend.own_network", lambda *arguments: lambda x: theirs)
+        return prove.prove("timm", ARCH, job.weights, tmp_path)
+
+    assert "logits within" in proven((ours * (1 + bound / 2)).astype(dtype))
+    with pytest.raises(BadInput, match="not proven: the logits are off by"):
+        proven((ours * (1 + 2 * bound)).astype(dtype))
+
+
+# What is said
 
 
 def test_the_first_layer_that_differs_is_named_with_the_one_before(job: Job, oracle: Evidence) -> None:

@@ -870,6 +870,7 @@ def test_images_beside_the_recording(command: Callable[..., tuple[int, str, str]
     assert "Not compared: 'y'" in said
 
 
+@pytest.mark.deep
 def test_the_backends_under_test_agree(
     command: Callable[..., tuple[int, str, str]], backends: list[str]
 ) -> None:

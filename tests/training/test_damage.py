@@ -30,15 +30,6 @@ from tests.training.running import Once, assert_identical, settings, tiny_data, 
 pytestmark = pytest.mark.usefixtures("sample_only")
 
 
-draw = curves.draw
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take most of the time of so short a run."""
-    monkeypatch.setattr(curves, "draw", lambda *arguments: None)
-
-
 @pytest.fixture(scope="module")
 def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
@@ -301,6 +292,7 @@ def test_a_gap_in_the_history_is_said_and_the_run_goes_on(
     assert history == rest
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("kept", [slice(3, None), slice(0, 7, 3), slice(0)])
 def test_histories_with_gaps_are_shown(
     tmp_path: Path, stopped: Path, capsys: pytest.CaptureFixture[str], kept: slice
@@ -309,7 +301,7 @@ def test_histories_with_gaps_are_shown(
     for histories in ({"a": history, "b": history[kept]}, {"a": history[kept], "b": history}):
         show_runs(histories)
         assert "loss of a step: at most 0.0e+00 apart" in capsys.readouterr().out
-    draw(tmp_path, histories)
+    curves.draw(tmp_path, histories)
 
 
 def test_a_gap_in_a_finished_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

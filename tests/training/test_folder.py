@@ -31,6 +31,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.core_in("torch")
 def test_it_is_the_run_on_the_built_in_set(backend: str, device: str, written: Path, tmp_path: Path) -> None:
     limits = {"limit_train": 80, "limit_val": 20}
     sets: list[DataModule] = [
@@ -75,6 +76,7 @@ train(read_settings(folder / "settings"), augmented(folder / "animals"), folder 
 """
 
 
+@pytest.mark.deep
 def test_a_killed_run_goes_on_to_the_same_bit(backend: str, device: str, tmp_path: Path) -> None:
     images = augmented(make_folder(tmp_path / "animals", train=15))
     run = settings(backend, images, COLOURED, device=device)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +22,11 @@ from common import initial_weights, load_checkpoint, training
 from common.backend import load_backend
 from common.data import FashionMNIST
 from common.errors import BadInput, Stopped
-from common.training.runs import Run, is_finished, read_history, read_settings
+from common.processes.group import Group
+from common.training import loop
+from common.training.runs import Position, Run, is_finished, read_history, read_settings
 from common.training.settings import Settings
+from common.weights import Weights
 from tests.helpers import deviation, one_line
 from tests.training.running import (
     TINY,
@@ -79,6 +83,50 @@ def test_a_run_in_another_thread_hears_no_signals_and_runs(tmp_path: Path) -> No
     thread.start()
     thread.join()
     assert is_finished(tmp_path / "run")
+
+
+def test_the_best_weights_are_the_first_of_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An equal accuracy later does not replace them."""
+    data = tiny_data()
+    accuracies = iter([0.25, 0.5, 0.5, 0.25, 0.75])
+    evaluate, save_best, best = loop.evaluate, Run.save_best, []
+
+    def evaluate_as_told(*arguments: Any) -> loop.Metrics:
+        return replace(evaluate(*arguments), accuracy=next(accuracies))
+
+    def saving(run: Run, weights: Weights, position: Position) -> None:
+        best.append(position.epoch + 1)
+        save_best(run, weights, position)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate_as_told)
+    monkeypatch.setattr(Run, "save_best", saving)
+    train(settings("oracle", data, epochs=5), data, tmp_path / "run")
+    assert best == [1, 2, 5]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_losses_of_several_workers_are_put_in_the_order_of_the_batches(workers: int) -> None:
+    """Batches are dealt out in turns; added up in any other order they are not one worker's to the bit."""
+    whole = [1.0, 2.0, 3.0, 4.0, 5.0]
+    given = [np.zeros(0)] * workers
+    meet = threading.Barrier(workers, timeout=60)
+
+    class Worker:
+        def __init__(self, rank: int) -> None:
+            self.group = Group(rank, workers)
+
+        def sum(self, values: Any) -> Any:
+            given[self.group.rank] = np.asarray(values, float)
+            meet.wait()
+            total = np.sum(given, axis=0)
+            meet.wait()
+            return total
+
+    def losses_found(rank: int) -> list[float]:
+        return loop._in_turns(Worker(rank), whole[rank::workers])  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(workers) as pool:
+        assert list(pool.map(losses_found, range(workers))) == [whole] * workers
 
 
 # Checkpoints that are not what they were
@@ -253,6 +301,7 @@ def test_a_folder_that_cannot_be_written_any_more_stops_the_run(
 # What a run leaves behind
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_leaves_history_checkpoints_and_curves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
