@@ -16,6 +16,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % shares :: shares])
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,11 @@ for name, value in BACKENDS["tf"].environment.items():  # as the command does
 # convolutions of under 8 channels, where there is AVX2 and no AVX-512: two lines of PyTorch alone crash.
 if not HAS_AVX512:
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
+
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C, and so would the commands that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

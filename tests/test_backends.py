@@ -39,7 +39,7 @@ FEW, SOME, MANY = 3, 10, 40
 SLOW_TO_COMPILE = ("jax", "tf")
 of_the_quick = pytest.mark.core_in("torch", "mxnet")
 
-SGD_STEPS = 20
+FEW_STEPS, SGD_STEPS = 5, 20
 MOMENTUM = Recipe(momentum=0.9)
 
 SMALL = Architecture(stages=((1, 4), (1, 6)), in_channels=2, num_classes=5, stem_channels=4)
@@ -226,35 +226,45 @@ def real_batch() -> tuple[NDArray[np.float64], NDArray[np.int32]]:
 
 
 @cache
-def resnet18(backend: str, device: str) -> tuple[Any, dict[str, NDArray], list[float]]:
-    """What `run` gives, then weights and losses of 20 SGD steps; once a session for each backend."""
+def resnet18(backend: str, device: str, steps: int) -> tuple[Any, dict[str, NDArray], list[float]]:
+    """What `run` gives, then weights and losses of so many SGD steps; once a session for each backend."""
     x, y = real_batch()
     with optimised(backend):
         model = build(backend, architecture("resnet18"), device=device)
         before = run(model, x, y)
-        losses = [model.train_step(x, y, lr=0.01) for _ in range(SGD_STEPS)]
+        losses = [model.train_step(x, y, lr=0.01) for _ in range(steps)]
         return before, model.weights(), losses
 
 
+# In the core a few, of which the first moves every weight.
+few_or_all = pytest.mark.parametrize("steps", [FEW_STEPS, pytest.param(SGD_STEPS, marks=pytest.mark.deep)])
+
+
 @together
-def test_resnet18_agrees_with_the_oracle_on_real_images(backend: str, device: str) -> None:
-    found, _, _ = resnet18(backend, device)
-    expected, _, _ = resnet18("oracle", "cpu")
+@few_or_all
+def test_resnet18_agrees_with_the_oracle_on_real_images(backend: str, device: str, steps: int) -> None:
+    found, _, _ = resnet18(backend, device, steps)
+    expected, _, _ = resnet18("oracle", "cpu", steps)
     assert disagreements(found, expected) == {}
 
 
 @together
-def test_resnet18_trains_as_the_oracle_does(backend: str, device: str) -> None:
-    _, weights, losses = resnet18(backend, device)
-    _, expected_weights, expected_losses = resnet18("oracle", "cpu")
+@few_or_all
+def test_resnet18_trains_as_the_oracle_does(backend: str, device: str, steps: int) -> None:
+    _, weights, losses = resnet18(backend, device, steps)
+    _, expected_weights, expected_losses = resnet18("oracle", "cpu", steps)
     assert deviation(weights, expected_weights) <= TRAINED
     assert deviation(losses, expected_losses) <= TRAINED
-    assert losses[-1] < losses[0] / 2  # it learns
+    assert losses[-1] < losses[0] / (2 if steps == SGD_STEPS else 1)  # it learns
 
 
 @together
-def test_resnet18_agrees_between_every_two_backends(backend_pair: tuple[str, str], device: str) -> None:
-    (found, weights, _), (expected, expected_weights, _) = (resnet18(name, device) for name in backend_pair)
+@few_or_all
+def test_resnet18_agrees_between_every_two_backends(
+    backend_pair: tuple[str, str], device: str, steps: int
+) -> None:
+    both = [resnet18(name, device, steps) for name in backend_pair]
+    (found, weights, _), (expected, expected_weights, _) = both
     assert disagreements(found, expected) == {}
     assert deviation(weights, expected_weights) <= TRAINED
 
@@ -264,7 +274,7 @@ def test_resnet18_in_float32_evaluates_as_the_oracle_does(backend: str, device: 
     x, _ = real_batch()
     with optimised(backend):
         found = build(backend, architecture("resnet18"), "float32", device).predict(x)
-    (activations, _), _, _ = resnet18("oracle", "cpu")
+    (activations, _), _, _ = resnet18("oracle", "cpu", FEW_STEPS)
     assert found.dtype == np.float32
     assert deviation(found, activations["last"]) <= SINGLE
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import itertools
 import json
@@ -530,15 +529,6 @@ def test_without_ema_a_run_is_as_it_was(tmp_path: Path, capsys: pytest.CaptureFi
     assert "ema_val_loss" not in run.history[-1]
     assert "ema val" not in capsys.readouterr().out
     assert not (tmp_path / "run" / "ema.safetensors").exists()
-
-
-def test_settings_of_before_there_was_a_recipe_still_load(tmp_path: Path) -> None:
-    settings = running.settings("oracle", tiny_data())
-    new = {field.name for field in dataclasses.fields(Recipe)} - {"momentum", "weight_decay"}
-    fields = {name: value for name, value in settings.to_fields().items() if name not in new}
-    (tmp_path / "run.json").write_text(json.dumps(fields))
-    assert read_settings(tmp_path) == settings
-    assert settings.recipe == Recipe(momentum=0.9, weight_decay=1e-4)
 
 
 BEFORE = """{

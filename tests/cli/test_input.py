@@ -38,6 +38,7 @@ def test_out_is_a_new_folder_by_default(small: str, tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
+@pytest.mark.deep
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     slow = ["--resize", "96", "--batch-size", "24", "--epochs", "9", "--precision", "float64"]
     process = subprocess.Popen(

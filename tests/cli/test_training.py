@@ -109,7 +109,13 @@ def whole(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Weigh
 
 
 @pytest.mark.xdist_group("signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.deep),
+    ],
+)
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     options: list[str], whole: Weights, tmp_path: Path, number: signal.Signals
 ) -> None:

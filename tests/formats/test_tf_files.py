@@ -712,6 +712,7 @@ print("MiB", peak() - before)
 """
 
 
+@pytest.mark.deep
 def test_bombs_take_little_memory(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "chunks.h5", "w") as file:
         chunked_bomb(file)
