@@ -81,10 +81,7 @@ def evaluate(
     if limit_val is not None:
         check_whole("limit_val", limit_val, 1)
     check_whole("loaders", loaders, 0)
-    given = context.get_parameter_source("data")
-    if folder and given and given.name == "COMMANDLINE":  # and not the environment
-        raise BadInput("the folder of images is named twice; leave out --data")
-    folder = folder or data
+    folder = _folder(context, folder, data)
     images = None
     if folder and is_image_folder(folder):
         images = _images(opened, folder, val_share, skip_bad).first(limit_val)
@@ -114,6 +111,14 @@ def evaluate(
         confusion.show(found.confusion, images.classes)
         confusion.draw(picture, found.confusion, images.classes)
         typer.echo(f"which class was taken for which is in {picture}")
+
+
+def _folder(context: typer.Context, folder: Path | None, data: Path | None) -> Path | None:
+    """The folder that was named, as an argument or an option; one of the environment may be named as well."""
+    given = context.get_parameter_source("data")
+    if folder and given and given.name == "COMMANDLINE":
+        raise BadInput("the folder of images is named twice; leave out --data")
+    return folder or data
 
 
 def _images(opened: Opened, folder: Path, val_share: float | None, skip_bad: bool) -> Images:

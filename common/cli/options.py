@@ -141,11 +141,9 @@ def open_checkpoint(path: Path, resize: int | None) -> Opened:
     arch, weights, says = read_checkpoint(path)
     preparation = _preparation(path, arch, says, resize)
     names = _said(path, says, "classes", lambda it: isinstance(it, list) and len(it) <= arch.num_classes)
-    classes = (
-        ()
-        if names is None
-        else (*map(str, names), *(f"class {i}" for i in range(len(names), arch.num_classes)))
-    )
+    classes = tuple(str(name) for name in names or ())
+    if classes:  # the last layer may have more
+        classes += tuple(f"class {i}" for i in range(len(classes), arch.num_classes))
     share = _said(path, says, "val_share", lambda it: it is None or isinstance(it, float))
     return Opened(path, arch, weights, preparation, classes, says.get("data", ""), share)
 

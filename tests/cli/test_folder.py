@@ -270,9 +270,14 @@ def test_a_checkpoint_whose_classes_are_damaged_is_one_line(
     trained: Path, root: Path, tmp_path: Path
 ) -> None:
     arch, weights = load_checkpoint(trained / "best.safetensors")
-    for classes, size in (("cat", "[28, 28]"), (json.dumps(["a"] * 3), "[28, 28]"), ('["a", "b"]', "28")):
+    for classes, size, share in (
+        ("cat", "[28, 28]", "0.1"),
+        (json.dumps(["a"] * 3), "[28, 28]", "0.1"),
+        ('["a", "b"]', "28", "0.1"),
+        ('["a", "b"]', "[28, 28]", "xx"),
+    ):
         path = tmp_path / "bad.safetensors"
-        save_checkpoint(path, arch, weights, {"classes": classes, "resize": size})
+        save_checkpoint(path, arch, weights, {"classes": classes, "resize": size, "val_share": share})
         done = run_here("predict", path, root / "val", "--backend", "oracle")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "is damaged" in done.stderr

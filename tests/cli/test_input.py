@@ -8,15 +8,20 @@ import re
 import shutil
 import signal
 import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from common import Architecture, initial_weights, load_checkpoint, save_checkpoint
-from common.data import sample
+from common.cli.options import open_checkpoint
+from common.data import CLASSES, sample
+from common.data.preparation import Preparation
 from common.training.runs import read_history
+from common.weights import open_safetensors
 from tests.cli.commands import SHORT, command, run, run_here, succeed, succeed_here, wait_for
 
 pytestmark = pytest.mark.usefixtures("no_full_set")
@@ -228,6 +233,19 @@ def test_predict_brings_images_to_the_networks_size(network: Path, tmp_path: Pat
     expected = model.predict(resize(original[None], (96, 96))[:, None])
     np.testing.assert_allclose(found[:1], expected, rtol=1e-6)
     np.testing.assert_allclose(found[1:], expected, rtol=0.2, atol=0.05)  # smoothed, but the same boot
+
+
+def test_a_checkpoint_is_read_once(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+
+    def watched(path: Path) -> AbstractContextManager[Any]:
+        opened.append(path)
+        return open_safetensors(path)
+
+    monkeypatch.setattr("common.weights.open_safetensors", watched)
+    found = open_checkpoint(network, None)
+    assert opened == [network] and found.preparation == Preparation("fashion-mnist", (96, 96), 1)
+    assert (found.classes, found.usual_classes(), found.val_share) == ((), CLASSES, None)
 
 
 def test_predict_names_classes_by_number_where_they_are_not_fashion(tmp_path: Path) -> None:
