@@ -13,7 +13,7 @@ import pytest
 
 from common.architecture import Architecture
 from common.backend import BACKENDS
-from common.deviation import deviation, distance, worst_gradient
+from common.deviation import CHUNK, deviation, distance, worst_gradient
 from common.errors import BadInput
 from common.interop import prove
 from common.pages import installed_version
@@ -58,6 +58,14 @@ def test_deviations_are_what_they_say() -> None:
     assert deviation(b, b) == 0
     assert deviation(a, np.zeros(2)) == np.inf
     assert np.isnan(deviation(a, np.array([np.nan, 1])))
+    for size in (
+        CHUNK - 1,
+        CHUNK,
+        CHUNK + 1,
+        2 * CHUNK,
+    ):  # the last number counts
+        ones = np.ones(size)
+        assert deviation(np.append(ones, 2), np.append(ones, 1)) == pytest.approx((size + 1) ** -0.5)
     assert distance({"x": a, "y": b}, {"x": b, "y": b}) == pytest.approx(3 / np.sqrt(32))
     assert worst_gradient({"x": a, "y": b}, {"x": b, "y": 10 * b}) == pytest.approx(36 / 40)
 

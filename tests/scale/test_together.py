@@ -196,13 +196,14 @@ def test_a_network_is_proven_the_same_on_two_workers(backends: list[str], tmp_pa
     assert 'id="workers"' in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_workers_that_differ_are_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wrong", [1.0, np.nan])
+def test_workers_that_differ_are_a_difference(monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
     generator = np.random.default_rng(0)
     weights = initial_weights(TINY)
     work = comparing.Job(TINY, weights, generator.random((2, 1, 32, 32)), np.array([3, 1]), steps=2)
     found = comparing.Comparison(work)
     found.evidence["torch", "float64"] = evidence_of(work)
-    other = found.evidence["torch", "float64"].trained | {"b1.bn.running_mean": np.ones(4)}
+    other = found.evidence["torch", "float64"].trained | {"b1.bn.running_mean": np.full(4, wrong)}
     monkeypatch.setattr(proving, "launch", lambda *arguments: other)
     proving.compare_workers(found, ["oracle", "torch"], 2)
     assert found.workers["weights, 2 steps on, 2 workers"] == {"torch": 0.0}
