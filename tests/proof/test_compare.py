@@ -18,7 +18,17 @@ from common.errors import BadInput
 from common.interop import prove
 from common.pages import installed_version
 from common.proof import verify, workers
-from common.proof.compare import Candidate, Comparison, Evidence, Job, Timing, judge, quantities
+from common.proof.compare import (
+    Candidate,
+    Comparison,
+    Evidence,
+    Job,
+    Timing,
+    first_outside,
+    judge,
+    quantities,
+    worst_pair,
+)
 from common.proof.report import Report, results, show
 from common.timing import Spread
 from common.weights import initial_weights, is_statistic
@@ -342,3 +352,8 @@ def test_results_are_json_even_where_a_figure_is_not_a_number(job: Job, oracle: 
     assert loaded["proven"] is False
     assert loaded["milliseconds"]["torch"] == {"forward": 1.0, "training_step": 2.0}
     assert loaded["milliseconds_of_rounds"]["torch"]["training_step"] == [1.5, 3.0]
+
+
+def test_nan_is_the_worst_pair_and_the_first_layer_that_differs() -> None:
+    assert worst_pair({"torch–jax": 1.0, "torch–tf": np.nan, "jax–tf": 2.0})[1] == "torch–tf"
+    assert "b2, by nan (b1 just before" in first_outside("layer", [("b1", 0.0), ("b2", np.nan)], 1e-12)
