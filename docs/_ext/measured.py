@@ -132,7 +132,11 @@ def draw(found: dict[str, Any], options: dict[str, Any]) -> str:
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = re.sub(r"\s*\n\s*", "\n", svg[svg.index("<svg") :].replace(INK, "currentColor"))
-    return re.sub(r"(\d\.\d\d)\d+", r"\1", svg)  # of a pixel two digits are enough
+    svg = re.sub(
+        r"<metadata>.*?</metadata>|font-family: [^;]+; ", "", svg, flags=re.DOTALL
+    )  # the page's font
+    # Of a pixel one digit is enough; labels, between the tags, keep all of theirs.
+    return re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d)\d+", r"\1", tag[0]), svg)
 
 
 def table(found: dict[str, Any], options: dict[str, Any], how: str) -> str:
