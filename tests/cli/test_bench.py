@@ -13,7 +13,7 @@ import pytest
 
 from common.architecture import architecture
 from common.backend import BACKENDS
-from common.bench.figures import Figures
+from common.bench.figures import PASSES, Figures
 from common.bench.report import results
 from tests.bench.helpers import bench_of
 from tests.cli.commands import command, run_here
@@ -89,7 +89,9 @@ def test_a_backend_is_measured(backend: str, tmp_path: Path, monkeypatch: pytest
     assert [(cell["mode"], cell["batch_size"]) for cell in found["cells"]] == [("infer", 2), ("train", 2)]
     for cell in found["cells"]:
         assert 0 < cell["images_per_second"] == cell["quickest_round"] == cell["slowest_round"]
-        assert 0 < cell["share_of_peak"] < 1.5
+        operations = 2 * found["macs"] * PASSES[cell["mode"]] * cell["images_per_second"]
+        share = operations / (1e9 * found["peaks"][0]["gflops"])
+        assert cell["share_of_peak"] == pytest.approx(share, rel=0.01, abs=1e-4)
         assert cell["peak_memory"] is None or 2**26 < cell["peak_memory"] < 2**33
     (start,) = found["starts"]
     assert start["label"] == BACKENDS[backend].label
