@@ -55,6 +55,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["compare", "resnet18", "--input-shape", "0,96,96"], ["from 1 up"]),
         (["compare", "resnet18", "--input-shape", "1,16,96"], ["too small", "17×17"]),
         (["compare", "resnet18", "--precision", "float16"], ["unknown precision 'float16'", "float64"]),
+        (["compare", "resnet18", "--dtype", "float16"], ["unknown precision 'float16'"]),  # as it was called
         (["compare", "resnet18", "--device", "tpu"], ["unknown device 'tpu'", "gpu"]),
         (["compare", "resnet18", "--steps", "-1"], ["--steps must be 0 or more"]),
         (

@@ -240,6 +240,8 @@ def test_bad_files_are_left_out_where_asked(trained: Path, tmp_path: Path) -> No
         (["evaluate", "{trained}", "{root}", "--batch-size", "0"], "batch_size must be 1 or more"),
         (["evaluate", "{trained}", "{root}", "--limit-val", "0"], "limit_val must be 1 or more"),
         (["evaluate", "{trained}", "{root}", "--loaders", "-1"], "loaders must be 0 or more"),
+        # as it was called
+        (["evaluate", "{trained}", "{root}", "--num-workers", "-1"], "loaders must be 0 or more"),
         (["evaluate", "{trained}", "{root}", "--val-share", "0.3"], "has its own folder val"),
         (["evaluate", "{trained}", "{root}", "--data", "{root}"], "named twice"),
         (["train", "small", "--out", "{trained}", "--resume"], "give it again, with --data"),

@@ -21,7 +21,7 @@ import pytest
 from common import initial_weights, load_checkpoint, training
 from common.backend import load_backend
 from common.data import FashionMNIST
-from common.errors import BadInput, Stopped
+from common.errors import BadInput, Stopped, telling_how_to_resume
 from common.processes.group import Group
 from common.training import loop
 from common.training.runs import Position, Run, is_finished, read_history, read_settings
@@ -384,6 +384,16 @@ def test_settings_that_make_no_run_are_refused(options: dict[str, Any], words: s
     with pytest.raises(BadInput) as error:
         settings("oracle", tiny_data(), **options)
     one_line(error, words)
+
+
+@pytest.mark.parametrize("kind", [BadInput, Stopped])
+def test_how_to_go_on_is_said_only_where_a_run_can_be_resumed(kind: type[BadInput | Stopped]) -> None:
+    for resumable, line in ((True, "lost; go on with: the command"), (False, "lost")):
+        error = kind("lost")
+        error.resumable = resumable
+        with pytest.raises(kind) as raised, telling_how_to_resume("the command"):
+            raise error
+        assert str(raised.value) == line
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
