@@ -2,12 +2,15 @@
 
 import sys
 
+from benchmarks.cells import cells
 from benchmarks.folder import finetune, photographs
 from benchmarks.loading import loading
 from benchmarks.scale import scale
 from benchmarks.training import accuracy, overhead, pipeline
 
-BENCHMARKS = {f.__name__: f for f in (overhead, pipeline, photographs, loading, scale, accuracy, finetune)}
+BENCHMARKS = {
+    f.__name__: f for f in (overhead, pipeline, photographs, loading, scale, cells, accuracy, finetune)
+}
 
 for name in sys.argv[1:] or ["overhead", "pipeline", "photographs", "loading"]:
     if name not in BENCHMARKS:

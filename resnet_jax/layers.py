@@ -1,14 +1,15 @@
 """Where Flax is told to agree with the other three. Every trap is named, with its reason."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 from flax import linen as nn
 from jax import Array, lax
-from jax import numpy as jnp
+
+from resnet_jax.convolution import convolve
 
 # Trap: XLA takes three quarters of a GPU's memory at the start; another framework may need it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -27,34 +28,13 @@ def _precise() -> lax.Precision | None:
     return None if chosen else lax.Precision.HIGHEST
 
 
-def convolve(
-    X: Array, kernel: Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]], **options: Any
-) -> Array:
-    """Trap: a kernel with more pixels than the images is swapped with them, on a CPU 30 times as slow.
-
-    XLA does so in the gradient too, where the output takes the images' place. Zeros beyond the lower right
-    edge make both as large as the kernel; what they add to the output is cut off. The barriers keep XLA from
-    seeing through this. Of a single pixel it makes a matrix product, which is as quick.
-    """
-    if isinstance(padding, str):
-        rates = options.get("rhs_dilation") or (1, 1)
-        reach = [(size - 1) * rate + 1 for size, rate in zip(kernel.shape[:2], rates, strict=True)]
-        padding = lax.padtype_to_pads(X.shape[1:3], reach, strides, padding.upper())
-    plain = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
-    (height, width), (rows, columns) = kernel.shape[:2], jax.eval_shape(plain, X, kernel).shape[1:3]
-    if rows * columns >= height * width or X.shape[1:3] == (1, 1):
-        return plain(X, kernel)
-    below, right = strides[0] * max(0, height - rows), strides[1] * max(0, width - columns)
-    X = lax.optimization_barrier(jnp.pad(X, ((0, 0), (0, below), (0, right), (0, 0))))
-    return lax.optimization_barrier(plain(X, kernel))[:, :rows, :columns]
-
-
 def Conv(features: int, kernel_size: tuple[int, int], padding: int | str = 0, **options: Any) -> nn.Conv:
     """Convolution over (N, H, W, C).
 
     `padding` is "symmetric", kernel_size // 2 zeros on every side; Flax's "same"; or a number of zeros.
 
     Trap: Flax pads "SAME" by default, which at stride 2 on an even size is 0 before and 1 after.
+    Trap: XLA's convolution has blind spots on a CPU; see `convolve`.
     """
     return nn.Conv(
         features,

@@ -17,8 +17,6 @@ from common.architecture import Architecture, Block
 from common.backend import array_type
 from common.layout import nhwc
 
-LABEL = "Flax's ImageNet example"
-
 
 def precision(dtype: str) -> str:
     """Of the products of float32 on a GPU."""
@@ -27,6 +25,8 @@ def precision(dtype: str) -> str:
 
 class Reference:
     """The network and the step of Flax's ImageNet example, in float32 at XLA's full precision.
+
+    The example has no ResNeXt and no wide ResNet: these are its network with other bottlenecks, "plain Flax".
 
     Args:
         name: of the network.
@@ -37,6 +37,7 @@ class Reference:
     """
 
     def __init__(self, name: str, arch: Architecture, dtype: str, device: str, compile: bool = True) -> None:
+        self.label = "Flax's ImageNet example" if name.startswith("resnet") else "plain Flax"
         self._device = jax.devices(device)[0]
         self._type = array_type(dtype)
         self._x64 = dtype == "float64"

@@ -80,6 +80,13 @@ if "OMP_NUM_THREADS" not in os.environ:
     _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("MXNET_OMP_MAX_THREADS", str(_cores))
 
+# Trap: the OpenBLAS in MXNet's wheel takes a CPU younger than itself for one of 2004: float64 is slow.
+_cpu = Path("/proc/cpuinfo")
+_told = not {"avx2", "fma"} <= set(_cpu.read_text().split() if _cpu.exists() else ())
+_told = _told or "OPENBLAS_CORETYPE" in os.environ
+if not _told:
+    os.environ["OPENBLAS_CORETYPE"] = "Haswell"
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # NumPy warns about the very names that are lent
     _lent = {name: value for name, value in _REMOVED.items() if not hasattr(np, name)}
@@ -98,3 +105,5 @@ except OSError as error:
 finally:
     for _name in _lent:
         delattr(np, _name)
+    if not _told:
+        del os.environ["OPENBLAS_CORETYPE"]

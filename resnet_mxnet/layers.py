@@ -40,24 +40,67 @@ class Conv2D(nn.Conv2D):
 
     Trap: TensorFlow and Flax pad "same" with as little as makes ⌈H / stride⌉ rows, the odd one below; Gluon
     knows no such thing, and a hybridised block no shapes. Upside down it is symmetric, at strides 1 and 2.
+
+    Trap: on a CPU oneDNN lays float32 out in blocks of 16 channels, but of 4 or 8 for groups of so many. Its
+    batch norm has no kernel for blocks of 4, nor for a mixture, and takes 100 times as long. So narrow groups
+    become one with a block-diagonal kernel, until their blocks are those of the other layers.
+
+    Trap: a hybridised block that learns its shapes from a first batch keeps what it was before it knew them.
+    In groups there are as many channels as come out, unless `in_channels` says otherwise.
     """
 
     def __init__(
-        self, channels: int, kernel_size: int, strides: int = 1, padding: int | str = 0, **options: Any
+        self,
+        channels: int,
+        kernel_size: int,
+        strides: int = 1,
+        padding: int | str = 0,
+        groups: int = 1,
+        **options: Any,
     ) -> None:
         if padding == "same" and strides > 2:
             raise BadInput(f"padding 'same' at strides {strides} is beyond MXNet; give strides of 1 or 2")
         pixels = kernel_size // 2 if isinstance(padding, str) else padding
-        super().__init__(channels, kernel_size, strides, pixels, weight_initializer=Glorot(), **options)
+        if groups > 1:
+            options.setdefault("in_channels", channels)
+        super().__init__(
+            channels, kernel_size, strides, pixels, groups=groups, weight_initializer=Glorot(), **options
+        )
         self.turned = padding == "same" and strides > 1
 
     def hybrid_forward(
         self, F: ModuleType, X: mx.np.ndarray, weight: mx.np.ndarray, bias: mx.np.ndarray | None = None
     ) -> mx.np.ndarray:
         if not self.turned:
-            return super().hybrid_forward(F, X, weight, bias)
+            return self._convolve(F, X, weight, bias)
         turn = partial(F.np.flip, axis=(2, 3))
-        return turn(super().hybrid_forward(F, turn(X), turn(weight), bias))
+        return turn(self._convolve(F, turn(X), turn(weight), bias))
+
+    def _convolve(
+        self, F: ModuleType, X: mx.np.ndarray, weight: mx.np.ndarray, bias: mx.np.ndarray | None
+    ) -> mx.np.ndarray:
+        together = self._groups_together()
+        if together == 1:
+            return super().hybrid_forward(F, X, weight, bias)
+        groups, kernel = self._kwargs["num_group"], self._kwargs["kernel"]
+        width = self._channels // groups
+        own = F.np.eye(together, dtype=self.weight.dtype)
+        own = F.npx.reshape(own, (1, together, 1, together, 1, 1, 1))
+        weight = F.npx.reshape(weight, (-1, together, width, 1, self.weight.shape[1], *kernel)) * own
+        weight = F.npx.reshape(weight, (self._channels, -1, *kernel))
+        options = {**self._kwargs, "num_group": groups // together}
+        Y = F.npx.convolution(X, weight, bias, name="fwd", **options)
+        return self.act(Y) if self.act else Y
+
+    def _groups_together(self) -> int:
+        """How many groups are to be one, where the weights lie as the block is traced."""
+        weight, width = self.weight, self._channels // self._kwargs["num_group"]
+        if not weight._data or weight.dtype != "float32" or weight.list_ctx()[0].device_type != "cpu":
+            return 1
+        if width == 1:  # oneDNN has kernels of its own
+            return 1
+        block = math.gcd(16, self._channels)
+        return block // math.gcd(block, width)
 
 
 class MaxPool2D(nn.MaxPool2D):
@@ -282,7 +325,8 @@ class SGD(mx.optimizer.SGD):
     """SGD in the precision of the weights.
 
     Trap: MXNet's fused step takes learning rate, momentum and weight decay as float32 whatever the
-    weights are, and keeps lr · velocity, so that a new rate would act on old gradients too late.
+    weights are, and keeps lr · velocity, so that a new rate would act on old gradients too late. In float32
+    its step without momentum, taken twice, is ours and quicker.
     """
 
     def __init__(self, **options: float) -> None:
@@ -297,9 +341,15 @@ class SGD(mx.optimizer.SGD):
         velocity = gradient
         if state is not None:
             velocity = state
-            velocity *= self.momentum
-            velocity += gradient
-        weight -= self._get_lr(index) * velocity
+            if weight.dtype == np.float32:  # (1 + wd) · velocity + gradient
+                mx.nd.sgd_update(velocity, gradient, out=velocity, lr=-1, wd=self.momentum - 1)
+            else:
+                velocity *= self.momentum
+                velocity += gradient
+        if weight.dtype == np.float32:
+            mx.nd.sgd_update(weight, velocity, out=weight, lr=self._get_lr(index))
+        else:
+            weight -= self._get_lr(index) * velocity
 
     update_multi_precision = update
 

@@ -1,16 +1,16 @@
 """What our speed is held against: MXNet's own matrix product and the network of Gluon's model zoo."""
 
 from collections.abc import Callable
+from typing import Any
 
 import mxnet as mx
 from mxnet import autograd, gluon, np
+from mxnet.gluon import nn
 from mxnet.gluon.model_zoo import vision
 from numpy.typing import NDArray
 
-from common.architecture import Architecture
+from common.architecture import Architecture, Block
 from common.errors import BadInput
-
-LABEL = "Gluon's model zoo"
 
 
 class Reference:
@@ -19,24 +19,33 @@ class Reference:
     Its version 1 strides in the first 1×1 convolution of a bottleneck, which is some 7 % less arithmetic
     than ours (He et al. 2015 against torchvision's "v1.5").
 
+    The zoo has no ResNeXt and no wide ResNet: these are written here as Gluon's users do, "plain Gluon".
+
     Args:
         name: of the network, such as "resnet18".
-        arch: its channels and classes.
+        arch: its stages, channels and classes.
         dtype: "float32" or "float64".
         device: "cpu" or "gpu".
         compile: hybridizing is Gluon's word for it.
 
     Raises:
-        ValueError: if the zoo has no network of this name, or MXNet has no such products.
+        ValueError: if the zoo has no network of this name and it has no bottlenecks, or MXNet has no such
+            products.
     """
 
     def __init__(self, name: str, arch: Architecture, dtype: str, device: str, compile: bool = True) -> None:
-        if not hasattr(vision, f"{name}_v1"):
-            raise BadInput(f"Gluon's model zoo has no {name}")
         check_type(dtype)
         self._device = mx.gpu() if device == "gpu" else mx.cpu()
         self._type = dtype
-        self._net = getattr(vision, f"{name}_v1")(classes=arch.num_classes)
+        own = f"{name.removesuffix('_v1')}_v1"
+        if hasattr(vision, own):
+            self.label = "Gluon's model zoo"
+            self._net = getattr(vision, own)(classes=arch.num_classes)
+        elif arch.block == "resnext":
+            self.label = "plain Gluon"
+            self._net = resnext(arch)
+        else:
+            raise BadInput(f"Gluon's model zoo has no {name}")
         self._net.initialize(mx.init.Xavier(), self._device)
         self._net(np.zeros((1, arch.in_channels, 32, 32), ctx=self._device))  # Gluon draws no float64
         self._net.cast(dtype)
@@ -64,6 +73,38 @@ class Reference:
 
     def _array(self, array: NDArray, dtype: str) -> np.ndarray:
         return np.array(array, dtype=dtype, ctx=self._device)
+
+
+class Bottleneck(gluon.HybridBlock):
+    """The zoo's, but its 3×3 convolution is grouped and has the stride; as in GluonCV, none has a bias."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        assert block.groups
+        width, channels = block.bot_channels, block.num_channels
+        number = width // block.groups
+        self.body = nn.HybridSequential()
+        self.body.add(nn.Conv2D(width, 1, use_bias=False), nn.BatchNorm(), nn.Activation("relu"))
+        self.body.add(nn.Conv2D(width, 3, block.strides, 1, groups=number, use_bias=False))
+        self.body.add(nn.BatchNorm(), nn.Activation("relu"))
+        self.body.add(nn.Conv2D(channels, 1, use_bias=False), nn.BatchNorm())
+        self.shortcut = nn.HybridSequential()
+        if block.use_1x1conv:
+            self.shortcut.add(nn.Conv2D(channels, 1, block.strides, use_bias=False), nn.BatchNorm())
+
+    def hybrid_forward(self, F: Any, X: Any) -> Any:
+        """X is (N, C, H, W)."""
+        return F.npx.relu(self.body(X) + self.shortcut(X))
+
+
+def resnext(arch: Architecture) -> nn.HybridSequential:
+    """The zoo's stem and end, and these bottlenecks."""
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(arch.stem_channels, 7, 2, 3, use_bias=False), nn.BatchNorm(), nn.Activation("relu"))
+    net.add(nn.MaxPool2D(3, 2, 1))
+    net.add(*[Bottleneck(block) for stage in arch.blocks() for block in stage])
+    net.add(nn.GlobalAvgPool2D(), nn.Dense(arch.num_classes))
+    return net
 
 
 def check_type(dtype: str) -> None:

@@ -13,8 +13,6 @@ from common.backend import array_type
 from common.layout import nhwc
 from resnet_tf.layers import precision, use_full_float32
 
-LABEL = "Keras functional"
-
 
 class Reference:
     """The network as Keras users write it, trained by `train_on_batch`.
@@ -29,6 +27,8 @@ class Reference:
         device: "cpu" or "gpu".
         compile: Keras always does.
     """
+
+    label = "Keras functional"
 
     def __init__(self, name: str, arch: Architecture, dtype: str, device: str, compile: bool = True) -> None:
         if device == "gpu":

@@ -13,8 +13,6 @@ from common.errors import BadInput, MissingBackend
 from resnet_torch.layers import use_full_float32
 from resnet_torch.training import autocast
 
-LABEL = "torchvision"
-
 _declared: list[library.Library] = []  # a declaration lives as long as its library
 
 
@@ -46,6 +44,8 @@ class Reference:
     Raises:
         ValueError: if torchvision is not installed or has no network of this name.
     """
+
+    label = "torchvision"
 
     def __init__(self, name: str, arch: Architecture, dtype: str, device: str, compile: bool = False) -> None:
         try:

@@ -236,10 +236,11 @@ def test_a_convolution_of_small_images_is_the_same_and_not_swapped(
     import jax
     from jax import lax
 
-    from resnet_jax.layers import convolve
+    from resnet_jax.convolution import convolve
 
     generator = np.random.default_rng(0)
     options = {"padding": [(1, 1), (1, 1)], "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    ours = partial(convolve, precision=None, feature_group_count=1)
     with jax.enable_x64(True):
         X, kernel = generator.random((2, *size, 3)), generator.random((3, 3, 3, 5))
 
@@ -250,13 +251,73 @@ def test_a_convolution_of_small_images_is_the_same_and_not_swapped(
 
             return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
-        found, expected = (
-            both(convolution)(X, kernel) for convolution in (convolve, lax.conv_general_dilated)
-        )
+        found, expected = (both(convolution)(X, kernel) for convolution in (ours, lax.conv_general_dilated))
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             assert a.shape == b.shape and deviation(a, b) <= ROUNDING
         if size == (2, 2):
             programs = [
-                both(c).lower(X, kernel).compile().as_text() for c in (convolve, lax.conv_general_dilated)
+                both(c).lower(X, kernel).compile().as_text() for c in (ours, lax.conv_general_dilated)
             ]
             assert ["size=2x2" in program for program in programs] == [False, True]
+
+
+@pytest.mark.parametrize("padding", ["SAME", [(1, 1), (1, 1)]], ids=["same", "symmetric"])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("size", [pytest.param((1, 1), marks=pytest.mark.deep), (3, 3), (7, 6)])
+@pytest.mark.parametrize(("groups", "width"), [(8, 4), (4, 24), (2, 64), (3, 5), (40, 1)])
+def test_groups_put_together_are_the_grouped_convolution(
+    groups: int, width: int, size: tuple[int, int], strides: tuple[int, int], padding: Any
+) -> None:
+    """In output and gradients; two features to each channel."""
+    import jax
+    from jax import lax
+
+    from resnet_jax.convolution import convolve
+
+    generator = np.random.default_rng(0)
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
+    with jax.enable_x64(True):
+        X, kernel = (
+            generator.random((2, *size, groups * width)),
+            generator.random((3, 3, width, groups * width * 2)),
+        )
+
+        def results(convolution: Any) -> Any:
+            def loss(X: Any, kernel: Any) -> Any:
+                Y = convolution(X, kernel, strides, padding, **options)
+                return (Y**2).sum(), Y
+
+            return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(X, kernel)
+
+        found, expected = results(partial(convolve, precision=None)), results(lax.conv_general_dilated)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert a.shape == b.shape and deviation(a, b) <= ROUNDING
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("size", [(2, 3), (5, 4)])
+def test_a_convolution_goes_through_jaxs_transformations(size: tuple[int, int], groups: int) -> None:
+    import jax
+    from jax import lax
+
+    from resnet_jax.convolution import convolve
+
+    generator = np.random.default_rng(0)
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
+    with jax.enable_x64(True):
+        X, kernels = generator.random((2, *size, 8)), generator.random((3, 3, 3, 8 // groups, 8))
+
+        def results(convolution: Any) -> Any:
+            def f(X: Any, kernel: Any) -> Any:
+                return convolution(X, kernel, (1, 1), "SAME", **options)
+
+            return (
+                jax.vmap(f, (None, 0))(X, kernels),
+                jax.jvp(f, (X, kernels[0]), (X, kernels[1])),
+                jax.grad(jax.checkpoint(lambda X: (f(X, kernels[0]) ** 2).sum()))(X),
+                lax.scan(lambda X, kernel: (f(X, kernel), None), X, kernels)[0],
+            )
+
+        found, expected = results(partial(convolve, precision=None)), results(lax.conv_general_dilated)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert a.shape == b.shape and deviation(a, b) <= ROUNDING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -97,6 +98,127 @@ def test_building_leaves_the_random_state(mx: Any) -> None:
     model.load_weights(random_weights(SMALL))
     model.weights()
     np.testing.assert_array_equal(draws(), expected)
+
+
+# How it is computed
+
+
+def convolved(mx: Any, layer: Any, dtype: str, x: Any, weight: Any, bias: Any) -> list[Any]:
+    """Output of a layer, and what the sum of its squares has for gradients: of input, weight and bias."""
+    layer.initialize()
+    layer.cast(dtype)
+    arrays = [mx.np.array(array, dtype=dtype) for array in (x, weight, bias)]
+    arrays[0].attach_grad()
+    layer.weight.set_data(arrays[1])
+    layer.bias.set_data(arrays[2])
+    with mx.autograd.record():
+        output = layer(arrays[0])
+        (output**2).sum().backward()
+    gradients = [arrays[0].grad, layer.weight.grad(), layer.bias.grad()]
+    return [array.asnumpy().astype("float64") for array in (output, *gradients)]
+
+
+@pytest.mark.parametrize("hybrid", [False, True], ids=["", "hybridised"])
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize(
+    ("groups", "width"),
+    [(8, 4), (6, 4), (4, 8), (16, 2), (2, 24), (3, 5), (31, 4), (16, 1), (2, 16), (1, 32)],
+)
+def test_groups_put_together_are_the_convolution_to_the_bit(
+    mx: Any, groups: int, width: int, strides: int, padding: str, hybrid: bool
+) -> None:
+    """Float32 adds whole numbers exactly; float64 is left to MXNet's own groups."""
+    from resnet_mxnet.layers import Conv2D
+
+    rng, channels = np.random.default_rng(0), groups * width
+    shapes = (2, channels, 7, 6), (channels, width, 3, 3), (channels,)
+    x, weight, bias = (rng.integers(-3, 4, shape) for shape in shapes)
+    results = []
+    for dtype in ("float32", "float64"):
+        layer = Conv2D(channels, kernel_size=3, strides=strides, padding=padding, groups=groups)
+        layer.hybridize(hybrid)
+        results.append(convolved(mx, layer, dtype, x, weight, bias))
+    for ours, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("use_bias", [False, True], ids=["", "bias"])
+def test_groups_are_gluons(mx: Any, use_bias: bool) -> None:
+    from resnet_mxnet.layers import Conv2D
+
+    options = {"strides": 2, "padding": 1, "groups": 8, "use_bias": use_bias}
+    ours, gluons = Conv2D(32, 3, **options), mx.gluon.nn.Conv2D(32, 3, **options)
+    x = mx.np.random.uniform(size=(2, 32, 7, 7))
+    for layer in (ours, gluons):
+        layer.initialize()
+        layer(x)
+    assert [p.shape for p in ours.collect_params().values()] == [
+        p.shape for p in gluons.collect_params().values()
+    ]
+    gluons.weight.set_data(ours.weight.data())
+    np.testing.assert_allclose(ours(x).asnumpy(), gluons(x).asnumpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("groups", "width", "dtype", "together"),
+    [
+        (32, 4, "float32", 4),
+        (32, 8, "float32", 2),
+        (4, 24, "float32", 2),
+        (6, 4, "float32", 2),  # 24 channels: blocks of 8 throughout
+        (32, 16, "float32", 1),
+        (32, 1, "float32", 1),
+        (3, 5, "float32", 1),
+        (32, 4, "float64", 1),
+    ],
+)
+def test_narrow_groups_are_put_together_in_float32(
+    mx: Any, groups: int, width: int, dtype: str, together: int
+) -> None:
+    from resnet_mxnet.layers import Conv2D
+
+    layer = Conv2D(groups * width, kernel_size=3, groups=groups)
+    layer.initialize()
+    layer.cast(dtype)
+    graph = json.loads(layer(mx.sym.var("x").as_np_ndarray()).tojson())
+    (convolution,) = (node for node in graph["nodes"] if node["op"] == "Convolution")
+    assert int(convolution["attrs"]["num_group"]) == groups // together
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99])
+def test_a_step_in_float32_is_that_of_its_formula_to_the_bit(mx: Any, momentum: float) -> None:
+    from resnet_mxnet.layers import SGD
+
+    optimizer = SGD(learning_rate=0.1, momentum=momentum, wd=0.01, rescale_grad=0.5)
+    optimizer.param_dict = {0: mx.gluon.Parameter("weight", shape=(64,))}
+    rng = np.random.default_rng(0)
+    expected, velocity = rng.normal(size=64).astype("float32"), np.zeros(64, "float32")
+    weight = mx.nd.array(expected)
+    state = optimizer.create_state(0, weight)
+    for _ in range(3):
+        gradient = rng.normal(size=64).astype("float32")
+        optimizer.update(0, weight, mx.nd.array(gradient), state)
+        velocity = np.float32(momentum) * velocity + (
+            np.float32(0.5) * gradient + np.float32(0.01) * expected
+        )
+        expected = expected - np.float32(0.1) * velocity
+        np.testing.assert_array_equal(weight.asnumpy(), expected)
+        if momentum:
+            np.testing.assert_array_equal(state.asnumpy(), velocity)
+
+
+def test_the_product_of_matrices_is_of_this_century(mx: Any) -> None:
+    """MXNet's OpenBLAS says which CPU it computes for; nobody after it is told."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    if not {"avx2", "fma"} <= set(flags):
+        pytest.skip("an older CPU")
+    code = "import os, resnet_mxnet; assert 'OPENBLAS_CORETYPE' not in os.environ"
+    environment = {**os.environ, "OPENBLAS_VERBOSE": "2"}
+    environment.pop("OPENBLAS_CORETYPE", None)
+    said = subprocess.run([sys.executable, "-c", code], env=environment, text=True, capture_output=True)
+    assert said.returncode == 0, said.stderr
+    assert said.stderr.splitlines()[-1] == "Core: Haswell"
 
 
 # A build for GPUs

@@ -328,3 +328,58 @@ def test_without_a_choice_keras_runs_on_tensorflow(
         monkeypatch.delenv("KERAS_BACKEND")
     importlib.reload(compat)
     assert compat.os.environ["KERAS_BACKEND"] == "tensorflow"
+
+
+@pytest.mark.parametrize("padding", ["same", "symmetric"])
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize(("groups", "width"), [(8, 4), (4, 24), (2, 64), (3, 5), (40, 1)])
+def test_groups_put_together_are_keras_grouped_convolution(
+    groups: int, width: int, strides: int, padding: str
+) -> None:
+    """In output and gradients; two filters to each channel. At odd sizes "same" is symmetric."""
+    import keras
+    import tensorflow as tf
+
+    from resnet_tf.layers import Conv2D
+
+    rng, channels = np.random.default_rng(0), groups * width
+    options = {"strides": strides, "groups": groups, "dtype": "float64"}
+    ours = Conv2D(2 * channels, 3, padding=padding, **options)
+    own = keras.layers.Conv2D(2 * channels, 3, padding="same", **options)
+    x = tf.constant(rng.random((2, 7, 5, channels)))
+    results = []
+    for layer in (ours, own):
+        layer.build(x.shape)
+        layer.set_weights(
+            [rng.random(w.shape) for w in layer.weights] if layer is ours else ours.get_weights()
+        )
+
+        def run(layer: Any = layer) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                output = layer(x)
+                loss = tf.reduce_sum(output**2)
+            return output, *tape.gradient(loss, [x, *(w.value for w in layer.weights)])
+
+        results.append(tf.function(run)())
+    for found, expected in zip(*results, strict=True):
+        assert found.shape == expected.shape and deviation(found.numpy(), expected.numpy()) <= 1e-14
+
+
+def test_a_grouped_convolution_is_left_to_a_gpu() -> None:
+    import tensorflow as tf
+
+    from resnet_tf.layers import Conv2D
+
+    layer = Conv2D(8, 3, groups=4)
+
+    def operations(device: str | None) -> list[str]:
+        def convolve(X: Any) -> Any:
+            with tf.device(device):
+                return layer(X)
+
+        graph = tf.function(convolve).get_concrete_function(tf.TensorSpec((1, 5, 5, 8))).graph
+        return [operation.type for operation in graph.get_operations()]
+
+    assert "Einsum" in operations(None) and "Einsum" in operations("/CPU:0")
+    assert "Einsum" not in operations("/GPU:0")

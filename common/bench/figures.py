@@ -102,6 +102,17 @@ class Figures:
         operations = 2 * self.macs * PASSES[cell.mode]
         return operations * self.speed(cell).median / peak[0] if peak else None
 
+    def share_of_quickest(self, cell: Cell) -> float | None:
+        """Images/s over those of the quickest backend's network at the same; None if there is none."""
+        same = (cell.mode, cell.batch_size, cell.contender.precision)
+        speeds = [
+            self.speed(other).median
+            for other in self.bench.cells
+            if not other.contender.reference
+            and (other.mode, other.batch_size, other.contender.precision) == same
+        ]
+        return self.speed(cell).median / max(speeds) if speeds else None
+
     def ratios(self) -> dict[Cell, Ratio]:
         """Of each of our cells whose reference was measured too."""
         found = {}
@@ -128,7 +139,8 @@ class Figures:
         """The tables, in the order a reader asks for them."""
         for mode in self.bench.workload.modes:
             title = (
-                f"Images/s in {WORDS[mode]}: median (slowest–quickest of {ROUNDS} rounds), share of the peak"
+                f"Images/s in {WORDS[mode]}: median (slowest–quickest of {ROUNDS} rounds), "
+                "share of the peak, share of the quickest backend"
             )
             yield self._by_batch(mode, title, mode, self._speed_text)
         if ratios := self.ratios():
@@ -159,9 +171,11 @@ class Figures:
         return [f"batch {size}" for size in self.bench.workload.batch_sizes]
 
     def _speed_text(self, cell: Cell) -> str:
-        speed, share = self.speed(cell), self.share(cell)
-        spread = f"{number(speed.median)} ({number(speed.slowest)}–{number(speed.quickest)})"
-        return spread if share is None else f"{spread} {share:.0%}"
+        speed, of_peak, of_quickest = self.speed(cell), self.share(cell), self.share_of_quickest(cell)
+        text = f"{number(speed.median)} ({number(speed.slowest)}–{number(speed.quickest)})"
+        if of_peak is not None:
+            text += f" {of_peak:.0%}"
+        return text if of_quickest is None else f"{text} {of_quickest:.2f}"
 
     def _latency_text(self, cell: Cell) -> str:
         return " / ".join(map(number, self.latency(cell)))

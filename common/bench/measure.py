@@ -157,7 +157,7 @@ class Runner:
             )
             self.model.load_weights(weights)
         built = time.perf_counter()
-        label = backend.speed().LABEL if contender.reference else backend.label
+        label = self.model.label if contender.reference else backend.label
         self.start = Start(label, imported - began, built - imported)
         self._multiply: Callable[[], None] | None = None
 

@@ -108,7 +108,7 @@ def _key(cell: Cell) -> dict[str, Any]:
 
 def _cell(figures: Figures, cell: Cell, measured: Measured) -> dict[str, Any]:
     speed, (p50, p95) = figures.speed(cell), figures.latency(cell)
-    share = figures.share(cell)
+    of_peak, of_quickest = figures.share(cell), figures.share_of_quickest(cell)
     return {
         **_key(cell),
         "images_per_second": round(speed.median, 3),
@@ -118,7 +118,8 @@ def _cell(figures: Figures, cell: Cell, measured: Measured) -> dict[str, Any]:
         "milliseconds_of_rounds": [round(median, 3) for median in medians(measured)],
         "passes": sum(map(len, measured.rounds)),
         "first_seconds": round(measured.first, 3),
-        "share_of_peak": None if share is None else round(share, 4),
+        "share_of_peak": None if of_peak is None else round(of_peak, 4),
+        "share_of_quickest": None if of_quickest is None else round(of_quickest, 4),
         "peak_memory": measured.memory,
         "peak_device_memory": measured.device_memory,
     }

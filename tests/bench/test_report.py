@@ -61,6 +61,34 @@ def test_the_ratio_is_of_rounds_side_by_side(report: Figures) -> None:
     assert INFER_8 not in report.ratios()
 
 
+def test_the_share_of_the_quickest_is_that_of_our_networks(report: Figures) -> None:
+    """MXNet makes 500 images/s, PyTorch 333, and their references half as many again."""
+    shares = {cell: report.share_of_quickest(cell) for cell in report.bench.cells if cell.batch_size == 8}
+    for mode in ("infer", "train"):
+        assert shares[Cell(OURS["mxnet"], mode, 8)] == 1
+        assert shares[Cell(OURS["torch"], mode, 8)] == pytest.approx(2 / 3)
+        assert shares[Cell(THEIRS["mxnet"], mode, 8)] == pytest.approx(1.5)
+        assert shares[Cell(THEIRS["torch"], mode, 8)] == pytest.approx(1)
+    grid = next(grid for grid in report.grids() if grid.name == "infer")
+    assert [row[2].split()[-1] for row in grid.rows] == ["1.00", "1.50", "0.67", "1.00"]
+
+
+def test_each_mode_precision_and_batch_size_has_its_own_quickest(report: Figures) -> None:
+    other_precisions(report.bench)
+    assert report.share_of_quickest(Cell(Contender("torch", "bfloat16"), "train", 8)) == 1
+    report.bench.cells[INFER_8].rounds = [[48.0]] * 5
+    assert report.share_of_quickest(INFER_8) == pytest.approx(1 / 2)
+    assert report.share_of_quickest(replace(INFER_8, batch_size=64)) == 1
+    assert report.share_of_quickest(replace(INFER_8, mode="train")) == 1
+
+
+def test_references_alone_have_no_quickest_to_be_held_against(report: Figures) -> None:
+    report.bench.cells = {cell: m for cell, m in report.bench.cells.items() if cell.contender.reference}
+    assert report.share_of_quickest(Cell(THEIRS["mxnet"], "infer", 8)) is None
+    grid = next(report.grids())
+    assert grid.rows[0][2].endswith("%")
+
+
 def test_what_failed_is_no_figure_in_any_table(report: Figures) -> None:
     del report.bench.cells[INFER_8]
     report.bench.failures[str(INFER_8)] = "out of memory; give a smaller batch"
@@ -105,6 +133,7 @@ def test_bench_json_has_every_figure(report: Figures, tmp_path: Path) -> None:
         "passes": 15,
         "first_seconds": 1.0,
         "share_of_peak": round(report.share(INFER_8) or 0, 4),
+        "share_of_quickest": 1.0,
         "peak_memory": 308 * 2**20,
         "peak_device_memory": None,
     }
@@ -154,6 +183,10 @@ def no_memory(bench: Bench) -> None:
         measured.memory = None
 
 
+def no_network_of_ours(bench: Bench) -> None:
+    bench.cells = {cell: m for cell, m in bench.cells.items() if cell.contender.reference}
+
+
 def no_peak(bench: Bench) -> None:
     bench.products.clear()
 
@@ -172,7 +205,11 @@ def other_precisions(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [one_contender, one_mode, one_batch, no_training, no_memory, no_peak, a_gpu, other_precisions]
+    "change",
+    [
+        *(one_contender, one_mode, one_batch, no_training, no_memory, no_network_of_ours, no_peak, a_gpu),
+        other_precisions,
+    ],
 )
 def test_whatever_is_missing_the_rest_is_shown(
     report: Figures, change: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
