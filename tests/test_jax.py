@@ -236,7 +236,7 @@ def test_a_convolution_of_small_images_is_the_same_and_not_swapped(
     import jax
     from jax import lax
 
-    from resnet_jax.convolution import convolve
+    from resnet_jax.layers import convolve
 
     generator = np.random.default_rng(0)
     options = {"padding": [(1, 1), (1, 1)], "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -272,7 +272,7 @@ def test_groups_put_together_are_the_grouped_convolution(
     import jax
     from jax import lax
 
-    from resnet_jax.convolution import convolve
+    from resnet_jax.layers import convolve
 
     generator = np.random.default_rng(0)
     options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
@@ -300,7 +300,7 @@ def test_a_convolution_goes_through_jaxs_transformations(size: tuple[int, int], 
     import jax
     from jax import lax
 
-    from resnet_jax.convolution import convolve
+    from resnet_jax.layers import convolve
 
     generator = np.random.default_rng(0)
     options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
