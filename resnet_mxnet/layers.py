@@ -95,7 +95,11 @@ class Conv2D(nn.Conv2D):
     def _groups_together(self) -> int:
         """How many groups are to be one, where the weights lie as the block is traced."""
         weight, width = self.weight, self._channels // self._kwargs["num_group"]
-        if not weight._data or weight.dtype != "float32" or weight.list_ctx()[0].device_type != "cpu":
+        if (
+            not weight._data
+            or np.dtype(weight.dtype) != np.float32
+            or weight.list_ctx()[0].device_type != "cpu"
+        ):
             return 1
         if width == 1:  # oneDNN has kernels of its own
             return 1

@@ -171,16 +171,18 @@ def test_groups_are_gluons(mx: Any, use_bias: bool) -> None:
         (32, 1, "float32", 1),
         (3, 5, "float32", 1),
         (32, 4, "float64", 1),
+        (32, 4, None, 4),  # as a user's own block is, which nobody casts
     ],
 )
 def test_narrow_groups_are_put_together_in_float32(
-    mx: Any, groups: int, width: int, dtype: str, together: int
+    mx: Any, groups: int, width: int, dtype: str | None, together: int
 ) -> None:
     from resnet_mxnet.layers import Conv2D
 
     layer = Conv2D(groups * width, kernel_size=3, groups=groups)
     layer.initialize()
-    layer.cast(dtype)
+    if dtype:
+        layer.cast(dtype)
     graph = json.loads(layer(mx.sym.var("x").as_np_ndarray()).tojson())
     (convolution,) = (node for node in graph["nodes"] if node["op"] == "Convolution")
     assert int(convolution["attrs"]["num_group"]) == groups // together
