@@ -86,7 +86,7 @@ class Conv2D(layers.Conv2D):
         if self.groups == 1 or not runs_on_cpu(inputs):
             return convolve(inputs, kernel)
         (height, width, narrow, features), groups = kernel.shape, self.groups
-        most = max(1, min(8, groups * narrow // 32))
+        most = max(1, groups * narrow // 32)
         parts = next(n for n in range(most, 0, -1) if groups % n == 0)
         each = groups // parts
         kernels = tf.reshape(kernel, (height, width, narrow, parts, each, features // groups))
