@@ -10,6 +10,8 @@ from flax import linen as nn
 from jax import Array, lax
 from jax import numpy as jnp
 
+from common.architecture import parts_of_groups
+
 # Trap: XLA takes three quarters of a GPU's memory at the start; another framework may need it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -36,13 +38,15 @@ def convolve(
     matrices and, for the gradient of a grouped kernel, 1,000 times as long as PyTorch.
     """
     rates = options.get("rhs_dilation") or (1, 1)
+    reach = [(size - 1) * rate + 1 for size, rate in zip(kernel.shape[:2], rates, strict=True)]
     if isinstance(padding, str):
-        reach = [(size - 1) * rate + 1 for size, rate in zip(kernel.shape[:2], rates, strict=True)]
-        padding = lax.padtype_to_pads(X.shape[1:3], reach, strides, padding.upper())
-    plain = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
+        pads = lax.padtype_to_pads(X.shape[1:3], reach, strides, padding.upper())
+    else:
+        pads = padding
+    plain = partial(lax.conv_general_dilated, window_strides=strides, padding=pads, **options)
     if any(rate != 1 for rate in (*rates, *(options.get("lhs_dilation") or ()))):
         return plain(X, kernel)
-    on_cpu = partial(_convolve_on_cpu, strides=strides, padding=padding, **options)
+    on_cpu = partial(_convolve_on_cpu, strides=strides, padding=pads, **options)
     return lax.platform_dependent(X, kernel, cpu=on_cpu, default=plain)
 
 
@@ -51,8 +55,8 @@ def _convolve_on_cpu(
     kernel: Array,
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
-    precision: Any,
-    feature_group_count: int,
+    precision: Any = None,
+    feature_group_count: int = 1,
     **options: Any,
 ) -> Array:
     """As products of matrices where XLA is slow: for few pixels, 1×1, gradients at a stride in float64.
@@ -67,7 +71,7 @@ def _convolve_on_cpu(
     few = rows * columns <= height * width
     strided = down * across > 1 and X.dtype == jnp.float64
     if few or (groups == 1 and (height * width == 1 or strided)):
-        kernels = _in_parts(kernel, groups, X.shape[-1] // 32)
+        kernels = _in_parts(kernel, groups, parts_of_groups(groups, X.shape[-1]))
         X = jnp.pad(X, ((0, 0), *padding, (0, 0)))
         shifted = [
             X[:, i : i + (rows - 1) * down + 1 : down, j : j + (columns - 1) * across + 1 : across]
@@ -75,18 +79,18 @@ def _convolve_on_cpu(
             for j in range(width)
         ]
         return _multiply(shifted, kernels, precision).reshape(len(X), rows, columns, -1)
-    kernels = _in_parts(kernel, groups, min(8, X.shape[-1] // 32))  # XLA compiles each part by itself
+    parts = parts_of_groups(groups, X.shape[-1], most=8)  # XLA compiles each by itself
+    kernels = _in_parts(kernel, groups, parts)
     conv = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
     pairs = zip(jnp.split(X, len(kernels), -1), kernels, strict=True)
     return jnp.concatenate([conv(X, kernel, precision=precision) for X, kernel in pairs], -1)
 
 
-def _in_parts(kernel: Array, groups: int, most: int) -> Array:
+def _in_parts(kernel: Array, groups: int, parts: int) -> Array:
     """(height, width, C / groups, features) → (parts, height, width, C / parts, features / parts)."""
     if groups == 1:
         return kernel[None]
     height, width, channels, features = kernel.shape
-    parts = next(n for n in range(max(1, most), 0, -1) if groups % n == 0)
     each = groups // parts
     kernels = kernel.reshape(height, width, channels, parts, each, features // groups)
     kernels = jnp.einsum("hwcpgf,Gg->phwGcgf", kernels, jnp.eye(each, dtype=kernel.dtype))

@@ -7,7 +7,7 @@ from mxnet import np
 from mxnet.gluon import nn
 
 from common.architecture import bottleneck_strides, check_bottleneck
-from resnet_mxnet.layers import BatchNorm, Conv2D, relu
+from resnet_mxnet.layers import BatchNorm, Conv2D, add, relu
 
 
 class Residual(nn.HybridBlock):
@@ -50,7 +50,7 @@ class Residual(nn.HybridBlock):
             X = self.conv3(X)
         if self.bn3 is not None:
             X = self.bn3(X)
-        return relu(F, Y + X)
+        return relu(F, add(F, Y, X))
 
 
 class ResNeXtBlock(nn.HybridBlock):
@@ -106,4 +106,4 @@ class ResNeXtBlock(nn.HybridBlock):
         Y = self.bn3(self.conv3(Y))
         if self.conv4 is not None:
             X = self.bn4(self.conv4(X))
-        return relu(F, Y + X)
+        return relu(F, add(F, Y, X))

@@ -82,9 +82,9 @@ if "OMP_NUM_THREADS" not in os.environ:
 
 # Trap: the OpenBLAS in MXNet's wheel takes a CPU younger than itself for one of 2004: float64 is slow.
 _cpu = Path("/proc/cpuinfo")
-_told = not {"avx2", "fma"} <= set(_cpu.read_text().split() if _cpu.exists() else ())
-_told = _told or "OPENBLAS_CORETYPE" in os.environ
-if not _told:
+_can = {"avx2", "fma"} <= set(_cpu.read_text().split() if _cpu.exists() else ())
+_tell = _can and "OPENBLAS_CORETYPE" not in os.environ
+if _tell:
     os.environ["OPENBLAS_CORETYPE"] = "Haswell"
 
 with warnings.catch_warnings():
@@ -105,5 +105,5 @@ except OSError as error:
 finally:
     for _name in _lent:
         delattr(np, _name)
-    if not _told:
+    if _tell:
         del os.environ["OPENBLAS_CORETYPE"]

@@ -127,6 +127,11 @@ def relu(F: ModuleType, X: mx.np.ndarray) -> mx.np.ndarray:
     return F.npx.activation(X, act_type="relu")
 
 
+def add(F: ModuleType, X: mx.np.ndarray, Y: mx.np.ndarray) -> mx.np.ndarray:
+    """Trap: `X + Y` is not oneDNN's either; both have one shape."""
+    return F.elemwise_add(X.as_nd_ndarray(), Y.as_nd_ndarray()).as_np_ndarray()
+
+
 class Store:
     """MXNet's parameter server as sums over the workers, which ask for the same ones in the same order.
 
@@ -342,17 +347,15 @@ class SGD(mx.optimizer.SGD):
         gradient = grad if self.rescale_grad == 1 else self.rescale_grad * grad
         if decay := self._get_wd(index):
             gradient = gradient + decay * weight
-        velocity = gradient
-        if state is not None:
-            velocity = state
-            if weight.dtype == np.float32:  # (1 + wd) · velocity + gradient
-                mx.nd.sgd_update(velocity, gradient, out=velocity, lr=-1, wd=self.momentum - 1)
-            else:
-                velocity *= self.momentum
-                velocity += gradient
+        velocity = gradient if state is None else state
         if weight.dtype == np.float32:
+            if state is not None:  # (1 + wd) · velocity + gradient
+                mx.nd.sgd_update(velocity, gradient, out=velocity, lr=-1, wd=self.momentum - 1)
             mx.nd.sgd_update(weight, velocity, out=weight, lr=self._get_lr(index))
         else:
+            if state is not None:
+                velocity *= self.momentum
+                velocity += gradient
             weight -= self._get_lr(index) * velocity
 
     update_multi_precision = update

@@ -16,6 +16,8 @@ import tensorflow as tf
 from keras import layers, ops
 from tensorflow import Tensor
 
+from common.architecture import parts_of_groups
+
 # Trap: TensorFlow takes the whole GPU at the start; another framework may need some of it.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
@@ -86,8 +88,7 @@ class Conv2D(layers.Conv2D):
         if self.groups == 1 or not runs_on_cpu(inputs):
             return convolve(inputs, kernel)
         (height, width, narrow, features), groups = kernel.shape, self.groups
-        most = max(1, groups * narrow // 32)
-        parts = next(n for n in range(most, 0, -1) if groups % n == 0)
+        parts = parts_of_groups(groups, groups * narrow)
         each = groups // parts
         kernels = tf.reshape(kernel, (height, width, narrow, parts, each, features // groups))
         kernels = tf.einsum("hwcpgf,Gg->phwGcgf", kernels, tf.eye(each, dtype=inputs.dtype))

@@ -240,7 +240,6 @@ def test_a_convolution_of_small_images_is_the_same_and_not_swapped(
 
     generator = np.random.default_rng(0)
     options = {"padding": [(1, 1), (1, 1)], "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    ours = partial(convolve, precision=None, feature_group_count=1)
     with jax.enable_x64(True):
         X, kernel = generator.random((2, *size, 3)), generator.random((3, 3, 3, 5))
 
@@ -251,12 +250,14 @@ def test_a_convolution_of_small_images_is_the_same_and_not_swapped(
 
             return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
-        found, expected = (both(convolution)(X, kernel) for convolution in (ours, lax.conv_general_dilated))
+        found, expected = (
+            both(convolution)(X, kernel) for convolution in (convolve, lax.conv_general_dilated)
+        )
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             assert a.shape == b.shape and deviation(a, b) <= ROUNDING
         if size == (2, 2):
             programs = [
-                both(c).lower(X, kernel).compile().as_text() for c in (ours, lax.conv_general_dilated)
+                both(c).lower(X, kernel).compile().as_text() for c in (convolve, lax.conv_general_dilated)
             ]
             assert ["size=2x2" in program for program in programs] == [False, True]
 
@@ -293,7 +294,7 @@ def test_groups_put_together_are_the_grouped_convolution(
 
             return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(X, kernel)
 
-        found, expected = results(partial(convolve, precision=None)), results(lax.conv_general_dilated)
+        found, expected = results(convolve), results(lax.conv_general_dilated)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             assert a.shape == b.shape and deviation(a, b) <= ROUNDING
 
@@ -322,6 +323,6 @@ def test_a_convolution_goes_through_jaxs_transformations(size: tuple[int, int], 
                 lax.scan(lambda X, kernel: (f(X, kernel), None), X, kernels)[0],
             )
 
-        found, expected = results(partial(convolve, precision=None)), results(lax.conv_general_dilated)
+        found, expected = results(convolve), results(lax.conv_general_dilated)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             assert a.shape == b.shape and deviation(a, b) <= ROUNDING
