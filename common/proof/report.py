@@ -352,7 +352,7 @@ def _highlighted(name: str, room: str) -> str:
 
 
 def _plots(report: Report) -> list[tuple[str, str]]:
-    """Caption and SVG: rounding through the layers, and milliseconds."""
+    """Caption and SVG: rounding through the layers and over the steps, and milliseconds."""
     from matplotlib.figure import Figure
 
     from common.deviation import deviation
@@ -372,6 +372,17 @@ def _plots(report: Report) -> list[tuple[str, str]]:
         axes.set_ylabel("deviation from the oracle")
         axes.legend(fontsize="x-small", ncols=2)
         plots.append(("How far each layer's output is from the oracle's", pages.svg(figure)))
+    if found.step_horizon:
+        figure = Figure(figsize=(6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        steps = range(1, found.job.steps + 1)
+        for i, (name, values) in enumerate(found.steps.items()):
+            axes.semilogy(steps, [max(v, 1e-17) for v in values], marker=".", color=f"C{i}", label=name)
+        axes.semilogy(steps, found.step_horizon, "k--", label="rounding")
+        axes.set_xlabel("steps")
+        axes.set_ylabel("deviation of the way from the start")
+        axes.legend(fontsize="x-small", ncols=2)
+        plots.append(("How far training leads from where it leads the oracle", pages.svg(figure)))
     if found.timings:
         figure = Figure(figsize=(6, 3.4), layout="constrained")
         axes = figure.subplots()
