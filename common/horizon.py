@@ -16,8 +16,9 @@ import numpy as np
 from common.architecture import Architecture, Shape
 from common.weights import Weights
 
-UNIT = 2.0**-53  # of rounding, in float64
-MULTIPLE = 8  # of the horizon, that a deviation may be: of right frameworks it was 2.7 at most
+UNIT = {"float64": 2.0**-53, "float32": 2.0**-24}  # of rounding
+# Of the horizon, that a deviation may be. Of right frameworks it was 2.7 at most, in float32 0.2.
+MULTIPLE = {"float64": 8, "float32": 1}
 LOST = 1e-8  # a quantity whose horizon is further is not claimed
 SAMPLE = 256  # numbers of a tensor that are kept of every step
 EARLY, FAR = 5, 1e-10  # steps from drawn weights, and a horizon after them that grows too fast for 20
@@ -33,7 +34,7 @@ def moved(weights: Weights, shape: Shape) -> Weights:
     units = math.sqrt(images * math.ceil(height / 2) * math.ceil(width / 2))
     generator = np.random.default_rng(1)
     return {
-        name: array * (1 + units * UNIT * generator.uniform(-1, 1, array.shape))
+        name: array * (1 + units * UNIT["float64"] * generator.uniform(-1, 1, array.shape))
         for name, array in weights.items()
     }
 
@@ -53,6 +54,6 @@ def sample(weights: Weights) -> Weights:
     return {name: array.ravel()[:: max(1, array.size // SAMPLE)].copy() for name, array in weights.items()}
 
 
-def allowed(floor: float, horizon: float) -> float:
-    """How far right programs may be apart, where rounding does so much; never less than the floor."""
-    return max(floor, MULTIPLE * horizon)
+def allowed(floor: float, horizon: float, dtype: str = "float64") -> float:
+    """How far right programs may be apart, with this horizon in float64; never less than the floor."""
+    return max(floor, MULTIPLE[dtype] * horizon * UNIT[dtype] / UNIT["float64"])

@@ -47,7 +47,8 @@ def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
         ours, logits = oracle.predict(x), own(x)
         found.append(deviation(logits, ours))
         oracle.load_weights(moved(weights, x.shape))
-        bounds.append(allowed(BOUNDS[logits.dtype.name], deviation(oracle.predict(x), ours)))
+        far = deviation(oracle.predict(x), ours)
+        bounds.append(allowed(BOUNDS[logits.dtype.name], far, logits.dtype.name))
     off = f"{found[0]:.1e} at 65×97 and {found[1]:.1e} at 64×96"
     if any(not off <= bound for off, bound in zip(found, bounds, strict=True)):
         raise BadInput(f"not proven: the logits are off by {off} from those of {family}'s own network")

@@ -471,9 +471,8 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
         evidence = {name: found.evidence[name, dtype] for name in names}
         for quantity in quantities(found.claimed):
             bound = quantity.bounds.get(dtype)
-            if bound and dtype == "float64":
-                bound = allowed(bound, found.horizon.get(quantity.name, 0.0))
             if bound:
+                bound = allowed(bound, found.horizon.get(quantity.name, 0.0), dtype)
                 found.bounds[dtype][quantity.name] = bound
             against_oracle, between = deviations(quantity.deviation, evidence, reference)
             found.deviations[dtype][quantity.name] = against_oracle
@@ -527,7 +526,11 @@ def worst_pair(between: Mapping[str, float]) -> tuple[float, str]:
 
 
 def first_outside(
-    kind: str, walk: Iterable[tuple[str, float]], bound: float, far: Mapping[str, float] | None = None
+    kind: str,
+    walk: Iterable[tuple[str, float]],
+    bound: float,
+    far: Mapping[str, float] | None = None,
+    dtype: str = "float64",
 ) -> str:
     """Which of these deviations, in the order of computation, is the first out of bounds; "" if none is.
 
@@ -536,7 +539,7 @@ def first_outside(
     before = "it is the first"
     for name, value in walk:
         horizon = far.get(name, 0.0) if far else 0.0
-        if horizon <= LOST and not value <= allowed(bound, horizon):
+        if horizon <= LOST and not value <= allowed(bound, horizon, dtype):
             return f"First {kind} that differs: {name}, by {value:.1e} ({before})"
         before = f"{name} just before: {value:.1e}"
     return ""
@@ -546,7 +549,7 @@ def first_difference(walks: Walks, far: Mapping[str, Mapping[str, float]], dtype
     """Where two part ways: the first that is out of bounds, and the one before."""
     for kind, walk in walks:
         bound = STEPS_BOUND if kind in ("step", "trained weight") else LAYER_BOUNDS[dtype]
-        if line := first_outside(kind, walk, bound, far.get(kind)):
+        if line := first_outside(kind, walk, bound, far.get(kind), dtype):
             return line
     return ""
 

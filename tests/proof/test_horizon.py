@@ -89,7 +89,7 @@ def test_weights_are_moved_by_what_a_sum_may_be_off(job: Job) -> None:
     units = (8 * 32 * 32) ** 0.5
     after = moved(job.weights, (8, 1, 64, 64))
     largest = max(np.abs(after[n] / w - 1).max() for n, w in job.weights.items() if (w != 0).all())
-    assert 0.9 * units * UNIT < largest < 1.1 * units * UNIT
+    assert 0.9 * units * UNIT["float64"] < largest < 1.1 * units * UNIT["float64"]
     assert all(np.array_equal(after[n], again) for n, again in moved(job.weights, (8, 1, 64, 64)).items())
 
 
@@ -107,6 +107,8 @@ def test_a_branch_that_is_asleep_adds_nothing(job: Job) -> None:
 def test_what_is_allowed_is_never_less_than_the_bound() -> None:
     assert allowed(1e-12, 1e-15) == 1e-12
     assert allowed(1e-12, 1e-11) == 8e-11
+    assert allowed(1e-4, 1e-12, "float32") == pytest.approx(1e-12 * 2**29)
+    assert allowed(1e-4, 1e-14, "float32") == 1e-4
 
 
 def test_another_order_of_sums_is_the_same_network(known: Comparison) -> None:
