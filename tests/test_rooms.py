@@ -17,7 +17,7 @@ FLOORS = (
     {"errors", "timing"},
     {"architecture", "files", "processes"},
     {"layout", "weights"},
-    {"deviation", "recipe", "summary"},
+    {"deviation", "horizon", "recipe", "summary"},
     {"backend"},
     {"oracle", "pages", "data"},
     {"proof", "bench", "interop", "training"},

@@ -84,7 +84,8 @@ def compare(
         check_divides(workers, len(x))
         if precision == "float32":
             raise BadInput("--workers compares in float64; give --precision float64 or both")
-    job = comparing.Job(network, weights, x, y, steps=steps, device=device, compile=compile)
+    drawn = checkpoint is None
+    job = comparing.Job(network, weights, x, y, steps=steps, device=device, compile=compile, drawn=drawn)
     installed = [backend.name for backend in chosen if backend.installed]
     with report.progress("Comparing", arch, x, images.source) as tell:
         found = comparing.compare(

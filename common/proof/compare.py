@@ -9,34 +9,41 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common import horizon
 from common.architecture import Architecture
 from common.backend import Evaluation, load_backend
-from common.deviation import deviation, distance, ratio, worst, worst_gradient
+from common.deviation import deviation, distance, worst, worst_gradient
 from common.errors import BadInput
+from common.horizon import LOST, allowed
 from common.processes.workers import Process, Shares
 from common.summary import Row
 from common.timing import PAUSE, ROUNDS, Elsewhere, Spread, milliseconds
 from common.weights import Weights
 
 T = TypeVar("T")
+Walks = Iterator[tuple[str, Iterable[tuple[str, float]]]]
 
 LAYER_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # how far apart outputs in evaluation may be
+STEPS_BOUND = 1e-10  # float64, after some steps
 AT_ONCE = 2  # backends at work at the same time, while nothing is timed
 REPEATS = 3  # of each pass in a round; the first only wakes the threads
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every backend is given. `x` is (N, C, H, W) in [0, 1], `y` int (N,)."""
+    """What every backend is given. `x` is (N, C, H, W) in [0, 1], `y` int (N,).
+
+    Where the weights were `drawn`, steps may start from others, which float64 can follow further.
+    """
 
     arch: Architecture
     weights: Weights
@@ -46,6 +53,11 @@ class Job:
     lr: float = 0.01
     device: str = "cpu"
     compile: bool = False
+    drawn: bool = False
+
+    def start(self, asleep: bool) -> Weights:
+        """The weights that steps start from."""
+        return horizon.asleep(self.arch, self.weights) if asleep else self.weights
 
 
 @dataclass(frozen=True)
@@ -64,9 +76,19 @@ class Look:
 
 @dataclass(frozen=True)
 class Evidence(Look):
-    """That, and the weights after the job's steps."""
+    """That, and where the job's steps lead.
+
+    Attributes:
+        trained: the weights after all of them.
+        path: some numbers of every tensor before the first step and after each; none in float32.
+    """
 
     trained: Weights
+    path: list[Weights] = field(default_factory=list)
+
+    def after(self, steps: int) -> Weights:
+        """The weights after so many steps, or some numbers of them where there are more steps."""
+        return self.path[steps] if steps + 1 < len(self.path) else self.trained
 
 
 @dataclass(frozen=True)
@@ -93,9 +115,13 @@ class Quantity:
 
 @dataclass(kw_only=True)
 class Findings:
-    """How far apart backends are. Deviations are by dtype, quantity and backend, against the oracle."""
+    """How far apart backends are. Deviations are by dtype, quantity and backend, against the oracle.
+
+    So are bounds by dtype and quantity; what has none is shown only.
+    """
 
     deviations: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    bounds: dict[str, dict[str, float]] = field(default_factory=dict)
     worst_pairs: dict[str, dict[str, tuple[float, str]]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
@@ -111,10 +137,28 @@ class Comparison(Findings):
     """All that was found in a job.
 
     Attributes:
+        moved: the oracle's evidence again, from moved weights; none where bounds alone shall decide.
+        asleep: whether steps start with branches that are asleep.
         workers: for each quantity, how far several workers of a backend end from one; none where not asked.
+        horizon: how far rounding carries each quantity, in float64.
+        steps: after each step, how far each backend has moved otherwise than the oracle.
+        step_horizon: the same of the oracle from moved weights.
     """
 
     job: Job
+    moved: Evidence | None = None
+    asleep: bool = False
+    horizon: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, list[float]] = field(default_factory=dict)
+    step_horizon: list[float] = field(default_factory=list)
+
+    @property
+    def claimed(self) -> int:
+        """How many of the job's steps float64 can follow."""
+        if not self.moved:
+            return self.job.steps
+        return sum(1 for _ in itertools.takewhile(lambda far: far <= LOST, self.step_horizon))
+
     evidence: dict[tuple[str, str], Evidence] = field(default_factory=dict)
     timings: dict[str, Timing] = field(default_factory=dict)
     elsewhere: float | None = None  # share of the cores' time that other programs had during the timing
@@ -124,7 +168,7 @@ class Comparison(Findings):
 def quantities(steps: int) -> list[Quantity]:
     """What is compared, in the order a reader asks for it."""
     exact = {"float64": 1e-12}
-    return [
+    before = [
         Quantity("logits", LAYER_BOUNDS, lambda a, b: deviation(a.logits, b.logits)),
         Quantity(
             "worst layer output",
@@ -144,10 +188,13 @@ def quantities(steps: int) -> list[Quantity]:
             lambda a, b: worst_gradient(a.training.gradients, b.training.gradients),
         ),
         Quantity("running statistics", exact, lambda a, b: distance(a.training.running, b.training.running)),
-        Quantity(
-            f"weights, {steps} steps on", {"float64": 1e-10}, lambda a, b: distance(a.trained, b.trained)
-        ),
     ]
+    after = Quantity(
+        f"weights, {steps} steps on",
+        {"float64": STEPS_BOUND},
+        lambda a, b: distance(a.after(steps), b.after(steps)),
+    )
+    return [*before, after] if steps else before
 
 
 class Candidate:
@@ -163,8 +210,10 @@ class Candidate:
         device = "cpu" if name == "oracle" else job.device
         self.model = load_backend(name).build(job.arch, dtype, device, job.compile)
         self.model.load_weights(job.weights)
+        self.dtype = dtype
         self.taken = 0  # steps
         self.trained: Weights = {}
+        self.path: list[Weights] = []
 
     def look(self) -> Look:
         """What it puts out, and its gradients, before any step."""
@@ -172,18 +221,30 @@ class Candidate:
         training = self.model.loss_and_gradients(self.job.x, self.job.y)
         return Look(self.model.summary(self.job.x.shape), activations, training)
 
+    def start(self, asleep: bool) -> None:
+        """Go where the steps start."""
+        self.model.load_weights(self.job.start(asleep))
+        self.taken, self.path = 0, []
+        self._note()
+
     def step(self) -> float:
         """One more step of SGD; returns its milliseconds."""
         if self.taken == self.job.steps:
             self.trained = self.model.weights()
         self.taken += 1
-        return milliseconds(lambda: self.model.train_step(self.job.x, self.job.y, lr=self.job.lr))
+        took = milliseconds(lambda: self.model.train_step(self.job.x, self.job.y, lr=self.job.lr))
+        self._note()
+        return took
 
-    def finish(self) -> Weights:
-        """The weights after the job's number of steps, whether or not more have been taken."""
+    def _note(self) -> None:
+        if self.dtype == "float64":
+            self.path.append(horizon.sample(self.model.weights()))
+
+    def finish(self) -> tuple[Weights, list[Weights]]:
+        """The weights after the job's number of steps, whether or not more have been taken, and the path."""
         while self.taken < self.job.steps:
             self.step()
-        return self.trained or self.model.weights()
+        return self.trained or self.model.weights(), self.path
 
     def warm_up(self) -> None:
         """Run what `time_round` times until it is compiled."""
@@ -198,18 +259,67 @@ class Candidate:
         return forward[1:], steps[1:]
 
 
-_candidate: Candidate  # of this process
+class Reference:
+    """The oracle at a job, and again from moved weights: two candidates, step by step."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        moved = horizon.moved(job.weights, job.x.shape)
+        self.candidates = [
+            Candidate("oracle", replace(job, weights=w), "float64") for w in (job.weights, moved)
+        ]
+
+    def look(self) -> list[Look]:
+        """Of both."""
+        return [candidate.look() for candidate in self.candidates]
+
+    def choose_start(self) -> bool:
+        """Start where float64 can follow; returns whether branches are asleep there."""
+        self._start(False)
+        if not self.job.drawn:
+            return False
+        early = min(horizon.EARLY, self.job.steps)
+        for _ in range(early):
+            self._step()
+        one, other = (candidate.path for candidate in self.candidates)
+        far = bool(early) and not way(other, one, early) <= horizon.FAR
+        if far:
+            self._start(True)
+        return far
+
+    def finish(self) -> list[tuple[Weights, list[Weights]]]:
+        """Of both."""
+        while self.candidates[0].taken < self.job.steps:
+            self._step()
+        return [candidate.finish() for candidate in self.candidates]
+
+    def _start(self, asleep: bool) -> None:
+        for candidate in self.candidates:
+            candidate.start(asleep)
+
+    def _step(self) -> None:
+        for candidate in self.candidates:
+            candidate.step()
+
+
+def way(a: list[Weights], b: list[Weights], steps: int) -> float:
+    """How far apart two paths are after so many steps, of the way that they have gone."""
+    start, end = b[0], b[steps]
+    return distance({n: a[steps][n] - a[0][n] for n in end}, {n: end[n] - start[n] for n in end})
+
+
+_candidate: Candidate | Reference  # of this process
 
 
 def enter(name: str, job: Job, dtype: str) -> None:
     """Build a backend in this process."""
     global _candidate
-    _candidate = Candidate(name, job, dtype)
+    _candidate = Reference(job) if name == "oracle" else Candidate(name, job, dtype)
 
 
-def ask(method: str) -> Any:
+def ask(method: str, *args: Any) -> Any:
     """What a method of this process' candidate returns."""
-    return getattr(_candidate, method)()
+    return getattr(_candidate, method)(*args)
 
 
 def compare(
@@ -231,9 +341,9 @@ def compare(
     looks: dict[tuple[str, str], Look] = {}
     shares = Shares(AT_ONCE)
     one_by_one = Lock()
+    asleep: Future[bool] = Future()
 
-    def see(name: str, dtype: str, process: Process) -> None:
-        look = process.run(ask, "look")
+    def note(name: str, dtype: str, look: Look) -> None:
         with one_by_one:
             looks[name, dtype] = look
             reference = looks.get(("oracle", "float64"))
@@ -241,27 +351,44 @@ def compare(
                 if reference and key[0] != "oracle":
                     progress(f"{' in '.join(key)}: {first_figures(looks[key], reference)}")
 
+    def see(name: str, dtype: str, process: Process) -> None:
+        process.run(enter, name, job, dtype)
+        note(name, dtype, process.run(ask, "look"))
+        process.run(ask, "start", asleep.result())
+
     def conclude(name: str, dtype: str, process: Process) -> None:
-        trained = process.run(ask, "finish")
-        found.evidence[name, dtype] = Evidence(**vars(looks[name, dtype]), trained=trained)
+        trained, path = process.run(ask, "finish")
+        found.evidence[name, dtype] = Evidence(**vars(looks[name, dtype]), trained=trained, path=path)
+
+    def refer(name: str) -> None:
+        try:
+            with shares.process() as process:
+                process.run(enter, name, job, "float64")
+                look, moved = process.run(ask, "look")
+                note(name, "float64", look)
+                asleep.set_result(process.run(ask, "choose_start"))
+                found.asleep = asleep.result()
+                plain, other = process.run(ask, "finish")
+        finally:
+            if not asleep.done():  # the oracle's failure is no one else's
+                asleep.set_result(False)
+        found.evidence[name, "float64"] = Evidence(**vars(look), trained=plain[0], path=plain[1])
+        found.moved = Evidence(**vars(moved), trained=other[0], path=other[1])
 
     def gather(name: str) -> None:
         with shares.process() as process:
-            process.run(enter, name, job, "float64")
             see(name, "float64", process)
             conclude(name, "float64", process)
 
     def prepare(name: str) -> None:
-        processes[name].run(enter, name, job, "float32")
-        if "float32" in dtypes:
-            see(name, "float32", processes[name])
+        see(name, "float32", processes[name])
         processes[name].run(ask, "warm_up")
 
     with ExitStack() as stack:
         # Those that time have all cores, and wait until nothing else computes.
         processes = {name: stack.enter_context(closing(Process())) for name in names}
-        exact = ["oracle", *names] if "float64" in dtypes else ["oracle"]
-        tasks: list[tuple[str, Callable[[str], None]]] = [(name, gather) for name in exact]
+        tasks: list[tuple[str, Callable[[str], None]]] = [("oracle", refer)]
+        tasks += [(name, gather) for name in names if "float64" in dtypes]
         tasks += [(name, prepare) for name in names]
         found.failures |= each(tasks, at_once=shares.count)
         found.timings, found.elsewhere, failures = time_in_turns(
@@ -325,11 +452,12 @@ def each(tasks: list[tuple[str, Callable[[str], None]]], at_once: int) -> dict[s
 
 
 def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
-    """Fill in deviations, worst pairs, and a line for each backend that differs."""
+    """Fill in horizon, deviations, worst pairs, and a line for each backend that differs."""
     if "oracle" in found.failures:
         return
     reference = found.evidence["oracle", "float64"]
     names = [name for name in names if name not in found.failures]
+    far = measure_horizon(found, reference)
     if not names:
         return
     for name in names:
@@ -338,11 +466,14 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
                 found.differences.append(f"{name}: its layer summary in {dtype} is not the oracle's")
 
     for dtype in dtypes:
-        found.deviations[dtype], found.worst_pairs[dtype] = {}, {}
+        found.deviations[dtype], found.worst_pairs[dtype], found.bounds[dtype] = {}, {}, {}
         outside: dict[str, list[str]] = {}
-        for quantity in quantities(found.job.steps):
+        evidence = {name: found.evidence[name, dtype] for name in names}
+        for quantity in quantities(found.claimed):
             bound = quantity.bounds.get(dtype)
-            evidence = {name: found.evidence[name, dtype] for name in names}
+            if bound:
+                bound = allowed(bound, found.horizon.get(quantity.name, 0.0), dtype)
+                found.bounds[dtype][quantity.name] = bound
             against_oracle, between = deviations(quantity.deviation, evidence, reference)
             found.deviations[dtype][quantity.name] = against_oracle
             if between:
@@ -350,9 +481,30 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
             for name, value in {**against_oracle, **between}.items():
                 if bound and not value <= bound:  # NaN is outside too
                     outside.setdefault(name, []).append(f"{quantity.name} {value:.1e} > {bound:.0e}")
-        for name, lines in outside.items():
-            where = first_difference(found.evidence[name, dtype], reference, dtype) if name in names else ""
-            found.differences.append(f"{name} in {dtype}: {'; '.join(lines)}{where}")
+        for name in evidence:
+            if dtype == "float64":
+                found.steps[name] = ways(evidence[name], reference)
+            if dtype == "float32" and name not in outside:
+                continue
+            if line := first_difference(walks(evidence[name], reference, found.claimed), far, dtype):
+                outside.setdefault(name, []).append(line)
+        found.differences += [f"{name} in {dtype}: {'; '.join(lines)}" for name, lines in outside.items()]
+
+
+def measure_horizon(found: Comparison, reference: Evidence) -> dict[str, dict[str, float]]:
+    """Fill in how far rounding carries each quantity and each step; returns the same of what is walked."""
+    if not found.moved:
+        return {}
+    found.step_horizon = ways(found.moved, reference)
+    found.horizon = {q.name: q.deviation(found.moved, reference) for q in quantities(found.claimed)}
+    # By chance one number moves less than those it is made of.
+    found.horizon["training loss"] = max(found.horizon["training loss"], found.horizon["training logits"])
+    return {kind: dict(walk) for kind, walk in walks(found.moved, reference, found.claimed)}
+
+
+def ways(a: Evidence, b: Evidence) -> list[float]:
+    """How far apart their paths are after each step."""
+    return [way(a.path, b.path, step) for step in range(1, len(b.path))]
 
 
 def deviations(
@@ -373,35 +525,44 @@ def worst_pair(between: Mapping[str, float]) -> tuple[float, str]:
     return between[pair], pair
 
 
-def first_outside(kind: str, walk: Iterable[tuple[str, float]], bound: float) -> str:
-    """Which of these deviations, in the order of computation, is the first out of bounds; "" if none is."""
+def first_outside(
+    kind: str,
+    walk: Iterable[tuple[str, float]],
+    bound: float,
+    far: Mapping[str, float] | None = None,
+    dtype: str = "float64",
+) -> str:
+    """Which of these deviations, in the order of computation, is the first out of bounds; "" if none is.
+
+    Where rounding carries one `far`, it may be as far as that allows; where too far, it is no evidence.
+    """
     before = "it is the first"
     for name, value in walk:
-        if not value <= bound:
+        horizon = far.get(name, 0.0) if far else 0.0
+        if horizon <= LOST and not value <= allowed(bound, horizon, dtype):
             return f"First {kind} that differs: {name}, by {value:.1e} ({before})"
         before = f"{name} just before: {value:.1e}"
     return ""
 
 
-def first_difference(a: Evidence, b: Evidence, dtype: str) -> str:
-    """Where `a` parts ways with `b`: the first layer, in the order of computation, and the one before."""
-    largest = worst(np.abs(gradient).max() for gradient in b.training.gradients.values())
-
-    def gradients() -> Iterator[tuple[str, float]]:  # computed from the last layer to the first
-        for name in reversed(b.training.gradients):
-            difference = np.abs(a.training.gradients[name] - b.training.gradients[name]).max()
-            yield name, ratio(difference, largest)
-
-    walks: list[tuple[str, Iterator[tuple[str, float]]]] = [
-        ("layer", ((n, deviation(a.activations[n], b.activations[n])) for n in b.activations)),
-        (
-            "statistic",
-            ((n, deviation(a.training.running[n], b.training.running[n])) for n in b.training.running),
-        ),
-        ("gradient", gradients()),
-        ("trained weight", ((n, deviation(a.trained[n], b.trained[n])) for n in b.trained)),
-    ]
+def first_difference(walks: Walks, far: Mapping[str, Mapping[str, float]], dtype: str) -> str:
+    """Where two part ways: the first that is out of bounds, and the one before."""
     for kind, walk in walks:
-        if line := first_outside(kind, walk, LAYER_BOUNDS[dtype]):
-            return f". {line}"
+        bound = STEPS_BOUND if kind in ("step", "trained weight") else LAYER_BOUNDS[dtype]
+        if line := first_outside(kind, walk, bound, far.get(kind), dtype):
+            return line
     return ""
+
+
+def walks(a: Evidence, b: Evidence, steps: int) -> Walks:
+    """How far `a` is from `b` in each layer, statistic, gradient and step, in the order of computation."""
+    yield "layer", ((n, deviation(a.activations[n], b.activations[n])) for n in b.activations)
+    yield (
+        "statistic",
+        ((n, deviation(a.training.running[n], b.training.running[n])) for n in b.training.running),
+    )
+    gradients = reversed(b.training.gradients.items())  # computed from the last layer to the first
+    yield "gradient", ((n, deviation(a.training.gradients[n], gradient)) for n, gradient in gradients)
+    yield "step", ((str(k), far) for k, far in enumerate(ways(a, b)[:steps], start=1)) if a.path else ()
+    trained, expected = a.after(steps), b.after(steps)
+    yield "trained weight", ((n, deviation(trained[n], expected[n])) for n in expected if steps)

@@ -21,9 +21,9 @@ from common import pages
 from common.backend import BACKENDS, Backend
 from common.files import write_atomically
 from common.pages import LABELS, console, installed_version, show_backends, show_verdict
-from common.proof.compare import LAYER_BOUNDS, Comparison, Findings, quantities
+from common.proof.compare import Comparison, Findings
 from common.proof.verify import BOUNDS, Match
-from common.proof.workers import BOUND as WORKERS_BOUND
+from common.proof.workers import workers_bound
 from common.summary import Row
 from common.timing import ROUNDS, Spread, busy
 
@@ -101,9 +101,14 @@ class Report(Outcome):
         return busy(self.found.elsewhere)
 
     @property
-    def bounds(self) -> dict[str, dict[str, float]]:
-        """Quantity name to its bounds by dtype."""
-        return {quantity.name: quantity.bounds for quantity in quantities(self.found.job.steps)}
+    def about_steps(self) -> str:
+        """Where the steps start and how many are claimed, as a sentence; "" if there is nothing to say."""
+        found, said = self.found, []
+        if found.asleep:
+            said.append("Steps start with γ = 0 in the last batch norm of each block")
+        if found.claimed < found.job.steps:
+            said.append(f"From step {found.claimed + 1} on one rounding decides, and nothing is claimed")
+        return ". ".join(said)
 
 
 def progress(doing: str, what: str, x: NDArray, source: str) -> AbstractContextManager[Callable[[str], None]]:
@@ -120,7 +125,9 @@ def show(report: Report) -> None:
     show_backends(report.chosen)
     show_summary(report.rows)
     for dtype in report.found.deviations:
-        terminal.print(_deviation_table(report, dtype, report.bounds))
+        terminal.print(_deviation_table(report, dtype, report.found.horizon))
+    if report.about_steps:
+        terminal.print(report.about_steps, highlight=False, markup=False)
     if report.found.workers:
         terminal.print(_workers_table(report))
     if report.found.timings:
@@ -133,8 +140,8 @@ def show(report: Report) -> None:
 def show_outcome(outcome: Outcome) -> None:
     """Print how far the backends are from the oracle in each layer, and the verdict."""
     show_backends(outcome.chosen)
-    for dtype, by_layer in outcome.found.deviations.items():
-        console().print(_deviation_table(outcome, dtype, dict.fromkeys(by_layer, LAYER_BOUNDS)))
+    for dtype in outcome.found.deviations:
+        console().print(_deviation_table(outcome, dtype))
     show_verdict(outcome.verdict, outcome.proven)
 
 
@@ -180,24 +187,28 @@ def show_summary(rows: Mapping[str, list[Row]]) -> None:
     console().print(table)
 
 
-def _deviation_table(outcome: Outcome, dtype: str, bounds: Mapping[str, Mapping[str, float]]) -> Table:
+def _deviation_table(outcome: Outcome, dtype: str, horizon: Mapping[str, float] | None = None) -> Table:
+    """One row a quantity; how far rounding carries it is known in float64."""
+    far = horizon if horizon and dtype == "float64" else {}
     table = Table(
         "against the oracle",
         *[LABELS[name] for name in outcome.compared],
         "worst pair",
+        *(["rounding"] if far else []),
         "bound",
         title=f"Deviations in {dtype}",
         box=box.SIMPLE,
         title_justify="left",
     )
     for quantity, by_backend in outcome.found.deviations[dtype].items():
-        bound = bounds[quantity].get(dtype)
+        bound = outcome.found.bounds[dtype].get(quantity)
         worst, pair = outcome.found.worst_pairs[dtype].get(quantity, (0.0, ""))
         cells = [_number(by_backend[name], bound) for name in outcome.compared]
         table.add_row(
             quantity,
             *cells,
             f"{_number(worst, bound)} {pair}" if pair else "",
+            *([f"{far[quantity]:.1e}"] if far else []),
             f"{bound:.0e}" if bound else "shown only",
         )
     return table
@@ -205,6 +216,7 @@ def _deviation_table(outcome: Outcome, dtype: str, bounds: Mapping[str, Mapping[
 
 def _workers_table(report: Report) -> Table:
     names = [name for name in report.compared if any(name in row for row in report.found.workers.values())]
+    bound = workers_bound(report.found)
     table = Table(
         "against one worker",
         *[LABELS[name] for name in names],
@@ -214,8 +226,8 @@ def _workers_table(report: Report) -> Table:
         title_justify="left",
     )
     for quantity, by_backend in report.found.workers.items():
-        cells = [_number(by_backend[name], WORKERS_BOUND) for name in names]
-        table.add_row(quantity, *cells, f"{WORKERS_BOUND:.0e}")
+        cells = [_number(by_backend[name], bound) for name in names]
+        table.add_row(quantity, *cells, f"{bound:.0e}")
     return table
 
 
@@ -264,7 +276,12 @@ def results(report: Report) -> dict[str, Any]:
         "compile": found.job.compile,
         "versions": {b.name: installed_version(b) if b.installed else None for b in report.chosen},
         "summary": {name: [dataclasses.asdict(row) for row in rows] for name, rows in report.rows.items()},
-        "bounds": report.bounds,
+        "bounds": found.bounds,
+        "horizon": {quantity: finite(value) for quantity, value in found.horizon.items()},
+        "steps_claimed": found.claimed,
+        "steps_start_asleep": found.asleep,
+        "deviations_of_steps": {name: list(map(finite, values)) for name, values in found.steps.items()},
+        "horizon_of_steps": list(map(finite, found.step_horizon)),
         "deviations": {
             dtype: {
                 quantity: {name: finite(value) for name, value in by_backend.items()}
@@ -308,7 +325,8 @@ def html(report: Report) -> str:
         "proof/report.html.jinja",
         report=report,
         found=report.found,
-        workers_bound=WORKERS_BOUND,
+        workers_bound=workers_bound(report.found),
+        shows_horizon=lambda dtype: bool(report.found.horizon) and dtype == "float64",
         scientific=lambda value: f"{value:.1e}",
         spread=_spread,
         versions={b.name: installed_version(b) for b in report.chosen if b.installed},
@@ -334,7 +352,7 @@ def _highlighted(name: str, room: str) -> str:
 
 
 def _plots(report: Report) -> list[tuple[str, str]]:
-    """Caption and SVG: rounding through the layers, and milliseconds."""
+    """Caption and SVG: rounding through the layers and over the steps, and milliseconds."""
     from matplotlib.figure import Figure
 
     from common.deviation import deviation
@@ -354,6 +372,17 @@ def _plots(report: Report) -> list[tuple[str, str]]:
         axes.set_ylabel("deviation from the oracle")
         axes.legend(fontsize="x-small", ncols=2)
         plots.append(("How far each layer's output is from the oracle's", pages.svg(figure)))
+    if found.step_horizon:
+        figure = Figure(figsize=(6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        steps = range(1, found.job.steps + 1)
+        for i, (name, values) in enumerate(found.steps.items()):
+            axes.semilogy(steps, [max(v, 1e-17) for v in values], marker=".", color=f"C{i}", label=name)
+        axes.semilogy(steps, found.step_horizon, "k--", label="rounding")
+        axes.set_xlabel("steps")
+        axes.set_ylabel("deviation of the way from the start")
+        axes.legend(fontsize="x-small", ncols=2)
+        plots.append(("How far training leads from where it leads the oracle", pages.svg(figure)))
     if found.timings:
         figure = Figure(figsize=(6, 3.4), layout="constrained")
         axes = figure.subplots()

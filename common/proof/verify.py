@@ -16,6 +16,7 @@ from zipfile import is_zipfile
 import numpy as np
 from numpy.typing import NDArray
 
+from common import horizon
 from common.architecture import Architecture, Shape
 from common.backend import load_backend
 from common.data.images import check_images
@@ -83,6 +84,11 @@ def verify(
     if not evidence:
         return found
     found.deviations[dtype], found.worst_pairs[dtype] = {}, {}
+    moved = activations("oracle", arch, horizon.moved(weights, x.shape), x)
+    far = {layer: deviation(moved[layer], computed[layer]) for layer in computed}
+    found.bounds[dtype] = {
+        layer: horizon.allowed(LAYER_BOUNDS[dtype], far[layer], dtype) for layer in computed
+    }
     walks: dict[str, list[tuple[str, float]]] = {}
     for layer in computed:
         of_layer = {name: layers[layer] for name, layers in evidence.items()}
@@ -93,7 +99,7 @@ def verify(
         for name, value in {**against_oracle, **between}.items():
             walks.setdefault(name, []).append((layer, value))
     for name, walk in walks.items():
-        if line := first_outside("layer", walk, LAYER_BOUNDS[dtype]):
+        if line := first_outside("layer", walk, LAYER_BOUNDS[dtype], far, dtype):
             found.differences.append(f"{name} in {dtype}: {line}")
     return found
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from common import horizon
 from common.backend import load_backend
 from common.deviation import distance
 from common.errors import BadInput
 from common.processes.launcher import WorkerLost, launch
 from common.processes.meeting import Seat, meeting
-from common.proof.compare import Comparison, Job
+from common.proof.compare import STEPS_BOUND, Comparison, Job
 from common.weights import Weights, is_statistic
-
-BOUND = 1e-10  # float64, after the job's steps, as between two backends
 
 
 def check_divides(workers: int, images: int) -> None:
@@ -29,15 +28,25 @@ def compare_workers(found: Comparison, names: list[str], workers: int) -> None:
         if name == "oracle" or not one:
             continue
         try:
-            many = launch(workers, _train, name, found.job)
+            many = launch(workers, _train, name, found.job, found.claimed, found.asleep)
         except WorkerLost as error:
             found.failures[name] = f"with {workers} workers: {error}"
             continue
-        for kind, value in deviations(many, one.trained).items():
-            quantity = f"{kind}, {found.job.steps} steps on, {workers} workers"
+        bound = workers_bound(found)
+        single = one.after(found.claimed)
+        if single is not one.trained:
+            many = horizon.sample(many)
+        for kind, value in deviations(many, single).items():
+            quantity = f"{kind}, {found.claimed} steps on, {workers} workers"
             found.workers.setdefault(quantity, {})[name] = value
-            if not value <= BOUND:
-                found.differences.append(f"{name}: {quantity} {value:.1e} > {BOUND:.0e}")
+            if not value <= bound:
+                found.differences.append(f"{name}: {quantity} {value:.1e} > {bound:.0e}")
+
+
+def workers_bound(found: Comparison) -> float:
+    """How far several workers may end from one, in float64: as far as two backends."""
+    far = found.horizon.get(f"weights, {found.claimed} steps on", 0.0)
+    return horizon.allowed(STEPS_BOUND, far)
 
 
 def deviations(many: Weights, one: Weights) -> dict[str, float]:
@@ -52,11 +61,11 @@ def deviations(many: Weights, one: Weights) -> dict[str, float]:
     }
 
 
-def _train(seat: Seat, name: str, job: Job) -> Weights:
-    """The weights after the job's steps, each worker with its share of the images."""
+def _train(seat: Seat, name: str, job: Job, steps: int, asleep: bool) -> Weights:
+    """The weights after so many steps, each worker with its share of the images."""
     with meeting(seat, {}) as group:
         model = load_backend(name).build(job.arch, "float64", job.device, job.compile, group)
-        model.load_weights(job.weights)
-        for _ in range(job.steps):
+        model.load_weights(job.start(asleep))
+        for _ in range(steps):
             model.train_step(group.share(job.x), group.share(job.y), lr=job.lr)
         return {} if seat.rank else model.weights()

@@ -173,6 +173,20 @@ def test_compare_proves_backends_the_same(backends: list[str], tmp_path: Path, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "results.json"]
 
 
+@pytest.mark.deep
+@pytest.mark.parametrize(("name", "shape"), [("resnet50", "1,96,96"), ("resnext50_32x4d", "3,64,64")])
+def test_deep_networks_are_proven_the_same(
+    backends: list[str], tmp_path: Path, name: str, shape: str
+) -> None:
+    """Though rounding carries further in them than in ResNet-18."""
+    options = ["--input-shape", shape, "--precision", "float64", "--backends", ",".join(backends)]
+    done = run("compare", name, *options, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["horizon"]["gradients"] > 1e-13
+    assert (results["steps_start_asleep"], results["steps_claimed"]) == (True, 20)
+
+
 def test_compare_starts_from_a_checkpoint(checkpoints: Path, tmp_path: Path) -> None:
     file = checkpoints / "resnet18.safetensors"
     options = ["--input-shape", "1,32,32", "--precision", "float64", "--steps", "0", "--out", tmp_path]

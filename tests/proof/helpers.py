@@ -6,4 +6,5 @@ from common.proof.compare import Candidate, Evidence, Job
 def evidence_of(job: Job) -> Evidence:
     """The oracle's."""
     oracle = Candidate("oracle", job, "float64")
-    return Evidence(**vars(oracle.look()), trained=oracle.finish())
+    look, (trained, _) = oracle.look(), oracle.finish()
+    return Evidence(**vars(look), trained=trained)

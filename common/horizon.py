@@ -1,0 +1,59 @@
+"""How far float64 defines what a network computes: its horizon.
+
+Two right programs add the same numbers in different orders, and round differently: sums of n terms end some
+√n units of rounding apart (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019).
+Depth magnifies such a difference, and so does every step of training. By how much is measured, not guessed:
+the oracle runs again from weights that are moved by as many units, and parts from itself as far as the
+horizon. Beyond, no two programs can agree, and nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from common.architecture import Architecture, Shape
+from common.weights import Weights
+
+UNIT = {"float64": 2.0**-53, "float32": 2.0**-24}  # of rounding
+# Of the horizon, that a deviation may be. Of right frameworks it was 2.7 at most, in float32 0.2.
+MULTIPLE = {"float64": 8, "float32": 1}
+LOST = 1e-8  # a quantity whose horizon is further is not claimed
+SAMPLE = 256  # numbers of a tensor that are kept of every step
+EARLY, FAR = 5, 1e-10  # steps from drawn weights, and a horizon after them that grows too fast for 20
+
+
+def moved(weights: Weights, shape: Shape) -> Weights:
+    """Each number moved by up to √n units of rounding, at random.
+
+    n is the number of terms of the network's longest sums, over the pixels of a channel after the first
+    convolution, in a batch of this shape (N, C, H, W).
+    """
+    images, _, height, width = shape
+    units = math.sqrt(images * math.ceil(height / 2) * math.ceil(width / 2))
+    generator = np.random.default_rng(1)
+    return {
+        name: array * (1 + units * UNIT["float64"] * generator.uniform(-1, 1, array.shape))
+        for name, array in weights.items()
+    }
+
+
+def asleep(arch: Architecture, weights: Weights) -> Weights:
+    """The weights with γ = 0 in the last batch norm of each block, whose branch wakes after the first step.
+
+    Goyal et al., "Accurate, large minibatch SGD" (2017), section 5.1. Training from there, float64 can follow
+    a deep network for many steps; from the weights as they are drawn only for a few.
+    """
+    last = {f"{block.name}.bn{len(block.chain)}.weight" for stage in arch.blocks() for block in stage}
+    return {name: np.zeros_like(array) if name in last else array for name, array in weights.items()}
+
+
+def sample(weights: Weights) -> Weights:
+    """Some numbers of every tensor, evenly spread."""
+    return {name: array.ravel()[:: max(1, array.size // SAMPLE)].copy() for name, array in weights.items()}
+
+
+def allowed(floor: float, horizon: float, dtype: str = "float64") -> float:
+    """How far right programs may be apart, with this horizon in float64; never less than the floor."""
+    return max(floor, MULTIPLE[dtype] * horizon * UNIT[dtype] / UNIT["float64"])
