@@ -21,7 +21,7 @@ from common import pages
 from common.backend import BACKENDS, Backend
 from common.files import write_atomically
 from common.pages import LABELS, console, installed_version, show_backends, show_verdict
-from common.proof.compare import Comparison, Findings
+from common.proof.judge import Comparison, Findings
 from common.proof.verify import BOUNDS, Match
 from common.proof.workers import workers_bound
 from common.summary import Row
