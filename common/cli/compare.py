@@ -55,6 +55,7 @@ def compare(
     from common.files import output_folder
     from common.proof import compare as comparing
     from common.proof import report
+    from common.proof.judge import Job
     from common.proof.workers import check_divides, compare_workers
     from common.weights import initial_weights, load_checkpoint
 
@@ -85,7 +86,7 @@ def compare(
         if precision == "float32":
             raise BadInput("--workers compares in float64; give --precision float64 or both")
     drawn = checkpoint is None
-    job = comparing.Job(network, weights, x, y, steps=steps, device=device, compile=compile, drawn=drawn)
+    job = Job(network, weights, x, y, steps=steps, device=device, compile=compile, drawn=drawn)
     installed = [backend.name for backend in chosen if backend.installed]
     with report.progress("Comparing", arch, x, images.source) as tell:
         found = comparing.compare(

@@ -21,7 +21,7 @@ from common import pages
 from common.backend import BACKENDS, Backend
 from common.files import write_atomically
 from common.pages import LABELS, console, installed_version, show_backends, show_verdict
-from common.proof.compare import Comparison, Findings
+from common.proof.judge import Comparison, Findings
 from common.proof.verify import BOUNDS, Match
 from common.proof.workers import workers_bound
 from common.summary import Row
@@ -276,7 +276,10 @@ def results(report: Report) -> dict[str, Any]:
         "compile": found.job.compile,
         "versions": {b.name: installed_version(b) if b.installed else None for b in report.chosen},
         "summary": {name: [dataclasses.asdict(row) for row in rows] for name, rows in report.rows.items()},
-        "bounds": found.bounds,
+        "bounds": {
+            quantity: {dtype: of[quantity] for dtype, of in found.bounds.items() if quantity in of}
+            for quantity in {name: None for table in found.deviations.values() for name in table}
+        },
         "horizon": {quantity: finite(value) for quantity, value in found.horizon.items()},
         "steps_claimed": found.claimed,
         "steps_start_asleep": found.asleep,

@@ -24,7 +24,8 @@ from common.deviation import deviation
 from common.errors import BadInput, MissingFile
 from common.oracle import Array
 from common.processes.workers import Shares
-from common.proof.compare import AT_ONCE, LAYER_BOUNDS, Findings, deviations, each, first_outside, worst_pair
+from common.proof.compare import each
+from common.proof.judge import AT_ONCE, LAYER_BOUNDS, Findings, deviations, first_outside, worst_pair
 from common.proof.traps import TRAPS, Trap, port
 from common.weights import Weights
 

@@ -10,7 +10,7 @@ from common.deviation import distance
 from common.errors import BadInput
 from common.processes.launcher import WorkerLost, launch
 from common.processes.meeting import Seat, meeting
-from common.proof.compare import STEPS_BOUND, Comparison, Job
+from common.proof.judge import STEPS_BOUND, Comparison, Job
 from common.weights import Weights, is_statistic
 
 

@@ -1,6 +1,7 @@
 """What the tests of the proof share."""
 
-from common.proof.compare import Candidate, Evidence, Job
+from common.proof.compare import Candidate
+from common.proof.judge import Evidence, Job
 
 
 def evidence_of(job: Job) -> Evidence:

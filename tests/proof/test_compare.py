@@ -18,9 +18,9 @@ from common.errors import BadInput
 from common.interop import prove
 from common.pages import installed_version
 from common.proof import verify, workers
-from common.proof.compare import (
+from common.proof.compare import Candidate
+from common.proof.judge import (
     STEPS_BOUND,
-    Candidate,
     Comparison,
     Evidence,
     Job,

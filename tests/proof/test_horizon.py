@@ -14,7 +14,8 @@ from common.architecture import Architecture
 from common.data import eight, sample
 from common.horizon import LOST, UNIT, allowed, asleep, moved
 from common.oracle import Array
-from common.proof.compare import Candidate, Comparison, Evidence, Job, Reference, judge
+from common.proof.compare import Candidate, Reference
+from common.proof.judge import Comparison, Evidence, Job, judge
 from common.weights import initial_weights
 
 # As deep as ResNet-50, with a hundredth of its channels.

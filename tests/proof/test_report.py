@@ -12,7 +12,7 @@ from selenium.webdriver.common.by import By
 from common.architecture import Architecture
 from common.backend import BACKENDS
 from common.pages import LABELS
-from common.proof.compare import Comparison, Job, Timing, judge
+from common.proof.judge import Comparison, Job, Timing, judge
 from common.proof.report import ROOMS, Report, write
 from common.timing import Spread
 from common.weights import initial_weights

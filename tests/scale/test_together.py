@@ -18,7 +18,7 @@ import pytest
 
 from common import initial_weights, load_checkpoint, training
 from common.backend import BACKENDS
-from common.proof import compare as comparing
+from common.proof import judge
 from common.proof import workers as proving
 from common.training.runs import Record, read_history
 from common.training.together import Plan, train_together
@@ -200,8 +200,8 @@ def test_a_network_is_proven_the_same_on_two_workers(backends: list[str], tmp_pa
 def test_workers_that_differ_are_a_difference(monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
     generator = np.random.default_rng(0)
     weights = initial_weights(TINY)
-    work = comparing.Job(TINY, weights, generator.random((2, 1, 32, 32)), np.array([3, 1]), steps=2)
-    found = comparing.Comparison(work)
+    work = judge.Job(TINY, weights, generator.random((2, 1, 32, 32)), np.array([3, 1]), steps=2)
+    found = judge.Comparison(work)
     found.evidence["torch", "float64"] = evidence_of(work)
     other = found.evidence["torch", "float64"].trained | {"b1.bn.running_mean": np.full(4, wrong)}
     monkeypatch.setattr(proving, "launch", lambda *arguments: other)

@@ -1,0 +1,312 @@
+"""What is compared, how far apart it may be, and what was found.
+
+The oracle is the reference, and its evidence from moved weights shows what rounding allows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common import horizon
+from common.architecture import Architecture
+from common.backend import Evaluation
+from common.deviation import deviation, distance, worst, worst_gradient
+from common.horizon import LOST, allowed
+from common.summary import Row
+from common.timing import Spread
+from common.weights import Weights
+
+T = TypeVar("T")
+Walks = Iterator[tuple[str, Iterable[tuple[str, float]]]]
+LAYER_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # how far apart outputs in evaluation may be
+STEPS_BOUND = 1e-10  # float64, after some steps
+AT_ONCE = 2  # backends at work at the same time, while nothing is timed
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every backend is given. `x` is (N, C, H, W) in [0, 1], `y` int (N,).
+
+    Where the weights were `drawn`, steps may start from others, which float64 can follow further.
+    """
+
+    arch: Architecture
+    weights: Weights
+    x: NDArray
+    y: NDArray
+    steps: int = 20
+    lr: float = 0.01
+    device: str = "cpu"
+    compile: bool = False
+    drawn: bool = False
+
+    def start(self, asleep: bool) -> Weights:
+        """The weights that steps start from."""
+        return horizon.asleep(self.arch, self.weights) if asleep else self.weights
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one backend computes in one dtype, before any step."""
+
+    rows: list[Row]
+    activations: dict[str, NDArray]
+    training: Evaluation
+
+    @property
+    def logits(self) -> NDArray:
+        """With running statistics: what the last layer puts out."""
+        return self.activations["last"]
+
+
+@dataclass(frozen=True)
+class Evidence(Look):
+    """That, and where the job's steps lead.
+
+    Attributes:
+        trained: the weights after all of them.
+        path: some numbers of every tensor before the first step and after each; none in float32.
+    """
+
+    trained: Weights
+    path: list[Weights] = field(default_factory=list)
+
+    def after(self, steps: int) -> Weights:
+        """The weights after so many steps, or some numbers of them where there are more steps."""
+        return self.path[steps] if steps + 1 < len(self.path) else self.trained
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one backend takes in float32."""
+
+    forward: Spread
+    step: Spread
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something that must be the same everywhere: how far apart two backends are, and how far they may be.
+
+    In float32 one ReLU within rounding of zero moves a gradient by 1 %: no bound, the figure is shown.
+    Batch statistics in float32 lose a digit where thousands of background pixels are equal, and add up
+    to 1e-5 in the training loss: bounded at ten times that.
+    """
+
+    name: str
+    bounds: dict[str, float]
+    deviation: Callable[[Evidence, Evidence], float]
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """How far apart backends are. Deviations are by dtype, quantity and backend, against the oracle.
+
+    So are bounds by dtype and quantity; what has none is shown only.
+    """
+
+    deviations: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    bounds: dict[str, dict[str, float]] = field(default_factory=dict)
+    worst_pairs: dict[str, dict[str, tuple[float, str]]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)
+
+    @property
+    def agree(self) -> bool:
+        """Whether every backend computed, and all are within the bounds."""
+        return not self.failures and not self.differences
+
+
+@dataclass
+class Comparison(Findings):
+    """All that was found in a job.
+
+    Attributes:
+        moved: the oracle's evidence again, from moved weights; none where bounds alone shall decide.
+        asleep: whether steps start with branches that are asleep.
+        workers: for each quantity, how far several workers of a backend end from one; none where not asked.
+        horizon: how far rounding carries each quantity, in float64.
+        steps: after each step, how far each backend has moved otherwise than the oracle.
+        step_horizon: the same of the oracle from moved weights.
+    """
+
+    job: Job
+    moved: Evidence | None = None
+    asleep: bool = False
+    horizon: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, list[float]] = field(default_factory=dict)
+    step_horizon: list[float] = field(default_factory=list)
+
+    @property
+    def claimed(self) -> int:
+        """How many of the job's steps float64 can follow."""
+        if not self.moved:
+            return self.job.steps
+        return sum(1 for _ in itertools.takewhile(lambda far: far <= LOST, self.step_horizon))
+
+    evidence: dict[tuple[str, str], Evidence] = field(default_factory=dict)
+    timings: dict[str, Timing] = field(default_factory=dict)
+    elsewhere: float | None = None  # share of the cores' time that other programs had during the timing
+    workers: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def quantities(steps: int) -> list[Quantity]:
+    """What is compared, in the order a reader asks for it."""
+    exact = {"float64": 1e-12}
+    before = [
+        Quantity("logits", LAYER_BOUNDS, lambda a, b: deviation(a.logits, b.logits)),
+        Quantity(
+            "worst layer output",
+            LAYER_BOUNDS,
+            lambda a, b: worst(deviation(a.activations[name], b.activations[name]) for name in b.activations),
+        ),
+        Quantity("training logits", exact, lambda a, b: deviation(a.training.logits, b.training.logits)),
+        Quantity(
+            "training loss",
+            exact | {"float32": 1e-4},
+            lambda a, b: deviation(a.training.loss, b.training.loss),
+        ),
+        Quantity("gradients", exact, lambda a, b: distance(a.training.gradients, b.training.gradients)),
+        Quantity(
+            "worst gradient tensor",
+            exact,
+            lambda a, b: worst_gradient(a.training.gradients, b.training.gradients),
+        ),
+        Quantity("running statistics", exact, lambda a, b: distance(a.training.running, b.training.running)),
+    ]
+    after = Quantity(
+        f"weights, {steps} steps on",
+        {"float64": STEPS_BOUND},
+        lambda a, b: distance(a.after(steps), b.after(steps)),
+    )
+    return [*before, after] if steps else before
+
+
+def way(a: list[Weights], b: list[Weights], steps: int) -> float:
+    """How far apart two paths are after so many steps, of the way that they have gone."""
+    start, end = b[0], b[steps]
+    return distance({n: a[steps][n] - a[0][n] for n in end}, {n: end[n] - start[n] for n in end})
+
+
+def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
+    """Fill in horizon, deviations, worst pairs, and a line for each backend that differs."""
+    if "oracle" in found.failures:
+        return
+    reference = found.evidence["oracle", "float64"]
+    names = [name for name in names if name not in found.failures]
+    far = measure_horizon(found, reference)
+    if not names:
+        return
+    for name in names:
+        for dtype in dtypes:
+            if found.evidence[name, dtype].rows != reference.rows:
+                found.differences.append(f"{name}: its layer summary in {dtype} is not the oracle's")
+
+    for dtype in dtypes:
+        found.deviations[dtype], found.worst_pairs[dtype], found.bounds[dtype] = {}, {}, {}
+        outside: dict[str, list[str]] = {}
+        evidence = {name: found.evidence[name, dtype] for name in names}
+        for quantity in quantities(found.claimed):
+            bound = quantity.bounds.get(dtype)
+            if bound:
+                bound = allowed(bound, found.horizon.get(quantity.name, 0.0), dtype)
+                found.bounds[dtype][quantity.name] = bound
+            against_oracle, between = deviations(quantity.deviation, evidence, reference)
+            found.deviations[dtype][quantity.name] = against_oracle
+            if between:
+                found.worst_pairs[dtype][quantity.name] = worst_pair(between)
+            for name, value in {**against_oracle, **between}.items():
+                if bound and not value <= bound:  # NaN is outside too
+                    outside.setdefault(name, []).append(f"{quantity.name} {value:.1e} > {bound:.0e}")
+        for name in evidence:
+            if dtype == "float64":
+                found.steps[name] = ways(evidence[name], reference)
+            if dtype == "float32" and name not in outside:
+                continue
+            if line := first_difference(walks(evidence[name], reference, found.claimed), far, dtype):
+                outside.setdefault(name, []).append(line)
+        found.differences += [f"{name} in {dtype}: {'; '.join(lines)}" for name, lines in outside.items()]
+
+
+def measure_horizon(found: Comparison, reference: Evidence) -> dict[str, dict[str, float]]:
+    """Fill in how far rounding carries each quantity and each step; returns the same of what is walked."""
+    if not found.moved:
+        return {}
+    found.step_horizon = ways(found.moved, reference)
+    found.horizon = {q.name: q.deviation(found.moved, reference) for q in quantities(found.claimed)}
+    # By chance one number moves less than those it is made of.
+    found.horizon["training loss"] = max(found.horizon["training loss"], found.horizon["training logits"])
+    return {kind: dict(walk) for kind, walk in walks(found.moved, reference, found.claimed)}
+
+
+def ways(a: Evidence, b: Evidence) -> list[float]:
+    """How far apart their paths are after each step."""
+    return [way(a.path, b.path, step) for step in range(1, len(b.path))]
+
+
+def deviations(
+    measure: Callable[[T, T], float], evidence: Mapping[str, T], reference: T
+) -> tuple[dict[str, float], dict[str, float]]:
+    """How far each backend is from the reference, and each pair, "torch–jax", from each other."""
+    pairs = {f"{a}–{b}": (a, b) for a, b in itertools.combinations(evidence, 2)}
+    sides = [(found, reference) for found in evidence.values()]
+    sides += [(evidence[a], evidence[b]) for a, b in pairs.values()]
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # NumPy computes on several cores that way
+        values = list(pool.map(measure, *zip(*sides, strict=True)))
+    return dict(zip(evidence, values, strict=False)), dict(zip(pairs, values[len(evidence) :], strict=True))
+
+
+def worst_pair(between: Mapping[str, float]) -> tuple[float, str]:
+    """The largest deviation between two backends, and which two; NaN is the largest of all."""
+    pair = max(between, key=lambda pair: np.nan_to_num(between[pair], nan=np.inf))
+    return between[pair], pair
+
+
+def first_outside(
+    kind: str,
+    walk: Iterable[tuple[str, float]],
+    bound: float,
+    far: Mapping[str, float] | None = None,
+    dtype: str = "float64",
+) -> str:
+    """Which of these deviations, in the order of computation, is the first out of bounds; "" if none is.
+
+    Where rounding carries one `far`, it may be as far as that allows; where too far, it is no evidence.
+    """
+    before = "it is the first"
+    for name, value in walk:
+        horizon = far.get(name, 0.0) if far else 0.0
+        if horizon <= LOST and not value <= allowed(bound, horizon, dtype):
+            return f"First {kind} that differs: {name}, by {value:.1e} ({before})"
+        before = f"{name} just before: {value:.1e}"
+    return ""
+
+
+def first_difference(walks: Walks, far: Mapping[str, Mapping[str, float]], dtype: str) -> str:
+    """Where two part ways: the first that is out of bounds, and the one before."""
+    for kind, walk in walks:
+        bound = STEPS_BOUND if kind in ("step", "trained weight") else LAYER_BOUNDS[dtype]
+        if line := first_outside(kind, walk, bound, far.get(kind), dtype):
+            return line
+    return ""
+
+
+def walks(a: Evidence, b: Evidence, steps: int) -> Walks:
+    """How far `a` is from `b` in each layer, statistic, gradient and step, in the order of computation."""
+    yield "layer", ((n, deviation(a.activations[n], b.activations[n])) for n in b.activations)
+    yield (
+        "statistic",
+        ((n, deviation(a.training.running[n], b.training.running[n])) for n in b.training.running),
+    )
+    gradients = reversed(b.training.gradients.items())  # computed from the last layer to the first
+    yield "gradient", ((n, deviation(a.training.gradients[n], gradient)) for n, gradient in gradients)
+    yield "step", ((str(k), far) for k, far in enumerate(ways(a, b)[:steps], start=1)) if a.path else ()
+    trained, expected = a.after(steps), b.after(steps)
+    yield "trained weight", ((n, deviation(trained[n], expected[n])) for n in expected if steps)
