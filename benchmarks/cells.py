@@ -1,7 +1,7 @@
 """The frameworks beside PyTorch where some of them once fell far behind, which `bench` asks one at a time.
 
 cells          grouped convolutions, small images and float64 in every backend, and the least that each is
-               to have of PyTorch's images/s (some ten minutes on two cores)
+               to have of PyTorch's images/s (some six minutes on two cores)
 """
 
 from __future__ import annotations

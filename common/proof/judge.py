@@ -18,7 +18,7 @@ from common import horizon
 from common.architecture import Architecture
 from common.backend import Evaluation
 from common.deviation import deviation, distance, worst, worst_gradient
-from common.horizon import LOST, allowed
+from common.horizon import allowed, is_claimed
 from common.summary import Row
 from common.timing import Spread
 from common.weights import Weights
@@ -144,17 +144,17 @@ class Comparison(Findings):
     steps: dict[str, list[float]] = field(default_factory=dict)
     step_horizon: list[float] = field(default_factory=list)
 
+    evidence: dict[tuple[str, str], Evidence] = field(default_factory=dict)
+    timings: dict[str, Timing] = field(default_factory=dict)
+    elsewhere: float | None = None  # share of the cores' time that other programs had during the timing
+    workers: dict[str, dict[str, float]] = field(default_factory=dict)
+
     @property
     def claimed(self) -> int:
         """How many of the job's steps float64 can follow."""
         if not self.moved:
             return self.job.steps
-        return sum(1 for _ in itertools.takewhile(lambda far: far <= LOST, self.step_horizon))
-
-    evidence: dict[tuple[str, str], Evidence] = field(default_factory=dict)
-    timings: dict[str, Timing] = field(default_factory=dict)
-    elsewhere: float | None = None  # share of the cores' time that other programs had during the timing
-    workers: dict[str, dict[str, float]] = field(default_factory=dict)
+        return sum(1 for _ in itertools.takewhile(is_claimed, self.step_horizon))
 
 
 def quantities(steps: int) -> list[Quantity]:
@@ -201,7 +201,7 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
         return
     reference = found.evidence["oracle", "float64"]
     names = [name for name in names if name not in found.failures]
-    far = measure_horizon(found, reference)
+    horizons = measure_horizon(found, reference)
     if not names:
         return
     for name in names:
@@ -213,10 +213,11 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
         found.deviations[dtype], found.worst_pairs[dtype], found.bounds[dtype] = {}, {}, {}
         outside: dict[str, list[str]] = {}
         evidence = {name: found.evidence[name, dtype] for name in names}
-        for quantity in quantities(found.claimed):
-            bound = quantity.bounds.get(dtype)
+        followed = dtype == "float64" or found.claimed == found.job.steps  # float32 keeps no path
+        for quantity in quantities(found.claimed if followed else 0):
+            bound, far = quantity.bounds.get(dtype), found.horizon.get(quantity.name, 0.0)
+            bound = allowed(bound, far, dtype) if bound and is_claimed(far, dtype) else None
             if bound:
-                bound = allowed(bound, found.horizon.get(quantity.name, 0.0), dtype)
                 found.bounds[dtype][quantity.name] = bound
             against_oracle, between = deviations(quantity.deviation, evidence, reference)
             found.deviations[dtype][quantity.name] = against_oracle
@@ -230,7 +231,7 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
                 found.steps[name] = ways(evidence[name], reference)
             if dtype == "float32" and name not in outside:
                 continue
-            if line := first_difference(walks(evidence[name], reference, found.claimed), far, dtype):
+            if line := first_difference(walks(evidence[name], reference, found.claimed), horizons, dtype):
                 outside.setdefault(name, []).append(line)
         found.differences += [f"{name} in {dtype}: {'; '.join(lines)}" for name, lines in outside.items()]
 
@@ -282,8 +283,8 @@ def first_outside(
     """
     before = "it is the first"
     for name, value in walk:
-        horizon = far.get(name, 0.0) if far else 0.0
-        if horizon <= LOST and not value <= allowed(bound, horizon, dtype):
+        here = far.get(name, 0.0) if far else 0.0
+        if is_claimed(here, dtype) and not value <= allowed(bound, here, dtype):
             return f"First {kind} that differs: {name}, by {value:.1e} ({before})"
         before = f"{name} just before: {value:.1e}"
     return ""

@@ -20,6 +20,7 @@ from rich.table import Table
 from common import pages
 from common.backend import BACKENDS, Backend
 from common.files import write_atomically
+from common.horizon import is_claimed
 from common.pages import LABELS, console, installed_version, show_backends, show_verdict
 from common.proof.judge import Comparison, Findings
 from common.proof.verify import BOUNDS, Match
@@ -106,6 +107,8 @@ class Report(Outcome):
         found, said = self.found, []
         if found.asleep:
             said.append("Steps start with γ = 0 in the last batch norm of each block")
+        if lost := [name for name, far in found.horizon.items() if not is_claimed(far)]:
+            said.append(f"Rounding decides {', '.join(lost)}, of which nothing is claimed")
         if found.claimed < found.job.steps:
             said.append(f"From step {found.claimed + 1} on one rounding decides, and nothing is claimed")
         return ". ".join(said)

@@ -11,11 +11,13 @@ import pytest
 
 from common import oracle
 from common.architecture import Architecture
+from common.backend import BACKENDS
 from common.data import eight, sample
 from common.horizon import LOST, UNIT, allowed, asleep, moved
 from common.oracle import Array
 from common.proof.compare import Candidate, Reference
 from common.proof.judge import Comparison, Evidence, Job, judge
+from common.proof.report import Report
 from common.weights import initial_weights
 
 # As deep as ResNet-50, with a hundredth of its channels.
@@ -130,7 +132,39 @@ def test_steps_beyond_the_horizon_are_not_claimed(known: Comparison) -> None:
     found.evidence["oracle", "float64"] = Evidence(**vars(looks[0]), trained=trained, path=path)
     judge(found, [], ["float64"])
     assert found.claimed < 20
-    assert found.step_horizon[found.claimed] > LOST
+    assert found.step_horizon[found.claimed] > LOST["float64"]
+
+    found.evidence["torch", "float64"] = found.evidence["oracle", "float64"]
+    found.evidence["torch", "float32"] = replace(found.evidence["oracle", "float64"], path=[])
+    judge(found, ["torch"], ["float64", "float32"])
+    assert found.agree
+    assert f"weights, {found.claimed} steps on" in found.deviations["float64"]
+    shown = Report(found, [BACKENDS["torch"]], "deep", "a test").about_steps
+    assert f"From step {found.claimed + 1} on one rounding decides, and nothing is claimed" in shown
+
+
+def test_what_rounding_decides_is_not_claimed(known: Comparison) -> None:
+    assert known.moved
+    training = known.moved.training
+    far = replace(training, logits=training.logits * (1 + 1e-7))
+    found = Comparison(known.job, moved=replace(known.moved, training=far))
+    found.evidence |= known.evidence
+    found.evidence["torch", "float64"] = known.evidence["oracle", "float64"]
+    judge(found, ["torch"], ["float64"])
+    assert "training logits" not in found.bounds["float64"]
+    shown = Report(found, [BACKENDS["torch"]], "deep", "a test").about_steps
+    assert "Rounding decides training logits, training loss, of which nothing is claimed" in shown
+
+
+def test_nan_is_a_difference_where_the_oracle_has_it_too(known: Comparison) -> None:
+    assert known.moved
+    oracle = known.evidence["oracle", "float64"]
+    nan = {"last": oracle.logits * np.nan}
+    found = Comparison(known.job, moved=replace(known.moved, activations=known.moved.activations | nan))
+    found.evidence["oracle", "float64"] = replace(oracle, activations=oracle.activations | nan)
+    found.evidence["torch", "float64"] = found.evidence["oracle", "float64"]
+    judge(found, ["torch"], ["float64"])
+    assert not found.agree
 
 
 # Faults
