@@ -42,7 +42,7 @@ def convolve(
     if isinstance(padding, str):
         pads = lax.padtype_to_pads(X.shape[1:3], reach, strides, padding.upper())
     else:
-        pads = padding
+        pads = padding  # type: ignore[assignment]  # to mypy a list, as JAX returns it
     plain = partial(lax.conv_general_dilated, window_strides=strides, padding=pads, **options)
     if any(rate != 1 for rate in (*rates, *(options.get("lhs_dilation") or ()))):
         return plain(X, kernel)

@@ -39,7 +39,7 @@ FEW, SOME, MANY = 3, 10, 40
 SLOW_TO_COMPILE = ("jax", "tf")
 of_the_quick = pytest.mark.core_in("torch", "mxnet")
 
-FEW_STEPS, SGD_STEPS = 5, 20
+FEW_STEPS, SGD_STEPS = 3, 20
 MOMENTUM = Recipe(momentum=0.9)
 
 SMALL = Architecture(stages=((1, 4), (1, 6)), in_channels=2, num_classes=5, stem_channels=4)

@@ -25,11 +25,13 @@ DEEP = Architecture(
     stages=((3, 16), (4, 24), (6, 32), (3, 48)), block="resnext", groups=4, bot_mul=0.5, stem_channels=8
 )
 
+STEPS = 10
+
 
 @pytest.fixture(scope="module")
 def job() -> Job:
-    x, y = eight(sample(), DEEP, (1, 64, 64))
-    return Job(DEEP, initial_weights(DEEP), x, y, drawn=True)
+    x, y = eight(sample(), DEEP, (1, 48, 48))
+    return Job(DEEP, initial_weights(DEEP), x, y, steps=STEPS, drawn=True)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +120,7 @@ def test_another_order_of_sums_is_the_same_network(known: Comparison) -> None:
     with computed_by(OneByOne):
         found = judged(known, Candidate("oracle", known.job, "float64"))
     assert found.differences == []
-    assert found.claimed == 20
+    assert found.claimed == STEPS
 
 
 def test_steps_beyond_the_horizon_are_not_claimed(known: Comparison) -> None:
@@ -131,7 +133,7 @@ def test_steps_beyond_the_horizon_are_not_claimed(known: Comparison) -> None:
     found = Comparison(job, moved=Evidence(**vars(looks[1]), trained=other, path=others))
     found.evidence["oracle", "float64"] = Evidence(**vars(looks[0]), trained=trained, path=path)
     judge(found, [], ["float64"])
-    assert found.claimed < 20
+    assert found.claimed < STEPS
     assert found.step_horizon[found.claimed] > LOST["float64"]
 
     found.evidence["torch", "float64"] = found.evidence["oracle", "float64"]
