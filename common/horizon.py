@@ -19,6 +19,7 @@ from common.weights import Weights
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24}  # of rounding
 # Of the horizon, that a deviation may be. Of right frameworks it was 2.7 at most, in float32 0.2.
 MULTIPLE = {"float64": 8, "float32": 1}
+LAYER_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # how far apart outputs in evaluation may be at least
 LOST = {"float64": 1e-8, "float32": 1e-2}  # a quantity that rounding carries further is not claimed
 SAMPLE = 256  # numbers of a tensor that are kept of every step
 EARLY, FAR = 5, 1e-10  # steps from drawn weights, and a horizon after them that grows too fast for 20
@@ -55,8 +56,11 @@ def sample(weights: Weights) -> Weights:
 
 
 def allowed(floor: float, horizon: float, dtype: str = "float64") -> float:
-    """How far right programs may be apart, with this horizon in float64; never less than the floor."""
-    return max(floor, MULTIPLE[dtype] * _in(dtype, horizon))
+    """How far right programs may be apart, with this horizon in float64; never less than the floor.
+
+    Where rounding decides, it excuses nothing: then it is the floor.
+    """
+    return max(floor, MULTIPLE[dtype] * _in(dtype, horizon)) if is_claimed(horizon, dtype) else floor
 
 
 def is_claimed(horizon: float, dtype: str = "float64") -> bool:

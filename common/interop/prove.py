@@ -13,12 +13,12 @@ from common.architecture import Architecture
 from common.backend import load_backend
 from common.deviation import deviation
 from common.errors import BadInput, MissingBackend
-from common.horizon import allowed, moved
+from common.horizon import LAYER_BOUNDS, allowed, moved
 from common.interop.families import FAMILIES
 from common.weights import Weights
 
 SIZES = ((65, 97), (64, 96))  # odd and even: padding shows at one of them
-BOUNDS = {"float64": 1e-12, "float32": 1e-5}
+BOUNDS = LAYER_BOUNDS
 
 
 def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
@@ -50,7 +50,7 @@ def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
         far = deviation(oracle.predict(x), ours)
         bounds.append(allowed(BOUNDS[logits.dtype.name], far, logits.dtype.name))
     off = f"{found[0]:.1e} at 65×97 and {found[1]:.1e} at 64×96"
-    if any(not off <= bound for off, bound in zip(found, bounds, strict=True)):
+    if not all(value <= bound for value, bound in zip(found, bounds, strict=True)):
         raise BadInput(f"not proven: the logits are off by {off} from those of {family}'s own network")
     python = ".".join(map(str, sys.version_info[:3]))
     return (

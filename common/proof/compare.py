@@ -174,14 +174,14 @@ def compare(
                 if reference and key[0] != "oracle":
                     progress(f"{' in '.join(key)}: {first_figures(looks[key], reference)}")
 
-    def see(name: str, dtype: str, process: Process) -> None:
+    def begin(name: str, dtype: str, process: Process) -> None:
         process.run(enter, name, job, dtype)
-        note(name, dtype, process.run(ask, "look"))
+        if dtype in dtypes:
+            note(name, dtype, process.run(ask, "look"))
         process.run(ask, "start", asleep.result())
 
     def conclude(name: str, dtype: str, process: Process) -> None:
-        trained, path = process.run(ask, "finish")
-        found.evidence[name, dtype] = Evidence(**vars(looks[name, dtype]), trained=trained, path=path)
+        found.evidence[name, dtype] = Evidence.of(looks[name, dtype], *process.run(ask, "finish"))
 
     def refer(name: str) -> None:
         try:
@@ -195,16 +195,16 @@ def compare(
         finally:
             if not asleep.done():  # the oracle's failure is no one else's
                 asleep.set_result(False)
-        found.evidence[name, "float64"] = Evidence(**vars(look), trained=plain[0], path=plain[1])
-        found.moved = Evidence(**vars(moved), trained=other[0], path=other[1])
+        found.evidence[name, "float64"] = Evidence.of(look, *plain)
+        found.moved = Evidence.of(moved, *other)
 
     def gather(name: str) -> None:
         with shares.process() as process:
-            see(name, "float64", process)
+            begin(name, "float64", process)
             conclude(name, "float64", process)
 
     def prepare(name: str) -> None:
-        see(name, "float32", processes[name])
+        begin(name, "float32", processes[name])
         processes[name].run(ask, "warm_up")
 
     with ExitStack() as stack:

@@ -18,14 +18,13 @@ from common import horizon
 from common.architecture import Architecture
 from common.backend import Evaluation
 from common.deviation import deviation, distance, worst, worst_gradient
-from common.horizon import allowed, is_claimed
+from common.horizon import LAYER_BOUNDS, allowed, is_claimed
 from common.summary import Row
 from common.timing import Spread
 from common.weights import Weights
 
 T = TypeVar("T")
 Walks = Iterator[tuple[str, Iterable[tuple[str, float]]]]
-LAYER_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # how far apart outputs in evaluation may be
 STEPS_BOUND = 1e-10  # float64, after some steps
 AT_ONCE = 2  # backends at work at the same time, while nothing is timed
 
@@ -78,6 +77,11 @@ class Evidence(Look):
     trained: Weights
     path: list[Weights] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, look: Look, trained: Weights, path: list[Weights]) -> Evidence:
+        """What a candidate showed before its steps, and what it finished with."""
+        return cls(**vars(look), trained=trained, path=path)
+
     def after(self, steps: int) -> Weights:
         """The weights after so many steps, or some numbers of them where there are more steps."""
         return self.path[steps] if steps + 1 < len(self.path) else self.trained
@@ -109,11 +113,13 @@ class Quantity:
 class Findings:
     """How far apart backends are. Deviations are by dtype, quantity and backend, against the oracle.
 
-    So are bounds by dtype and quantity; what has none is shown only.
+    So are bounds by dtype and quantity; what has none is shown only. What is `unclaimed` has none because
+    rounding decides it in the finest type compared.
     """
 
     deviations: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     bounds: dict[str, dict[str, float]] = field(default_factory=dict)
+    unclaimed: list[str] = field(default_factory=list)
     worst_pairs: dict[str, dict[str, tuple[float, str]]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
@@ -216,9 +222,11 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
         followed = dtype == "float64" or found.claimed == found.job.steps  # float32 keeps no path
         for quantity in quantities(found.claimed if followed else 0):
             bound, far = quantity.bounds.get(dtype), found.horizon.get(quantity.name, 0.0)
-            bound = allowed(bound, far, dtype) if bound and is_claimed(far, dtype) else None
-            if bound:
-                found.bounds[dtype][quantity.name] = bound
+            if bound and is_claimed(far, dtype):
+                bound = found.bounds[dtype][quantity.name] = allowed(bound, far, dtype)
+            elif bound:
+                bound = None
+                found.unclaimed += [quantity.name] if dtype == dtypes[0] else []
             against_oracle, between = deviations(quantity.deviation, evidence, reference)
             found.deviations[dtype][quantity.name] = against_oracle
             if between:

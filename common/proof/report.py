@@ -20,7 +20,6 @@ from rich.table import Table
 from common import pages
 from common.backend import BACKENDS, Backend
 from common.files import write_atomically
-from common.horizon import is_claimed
 from common.pages import LABELS, console, installed_version, show_backends, show_verdict
 from common.proof.judge import Comparison, Findings
 from common.proof.verify import BOUNDS, Match
@@ -55,7 +54,7 @@ class Outcome:
     @property
     def proven(self) -> bool:
         """Whether all that was asked for was compared, and agrees."""
-        return bool(self.compared) and not self.missing and self.found.agree
+        return bool(self.compared) and not self.missing and not self.found.unclaimed and self.found.agree
 
     @property
     def verdict(self) -> str:
@@ -73,6 +72,8 @@ class Outcome:
             )
         if not names:
             return "NOT PROVEN: the oracle was compared with nothing; name a framework with --backends"
+        if self.found.unclaimed:
+            return f"NOT PROVEN: rounding decides {', '.join(self.found.unclaimed)}, whatever computes it"
         return f"SAME: {names} and the oracle are one network, to the last digits of {self.precision}"
 
     @property
@@ -101,14 +102,18 @@ class Report(Outcome):
         """What is wrong with the timings; "" if nothing is."""
         return busy(self.found.elsewhere)
 
+    def horizon_in(self, dtype: str) -> dict[str, float]:
+        """How far rounding carries each quantity; nothing where that was not measured."""
+        return self.found.horizon if dtype == "float64" else {}
+
     @property
     def about_steps(self) -> str:
         """Where the steps start and how many are claimed, as a sentence; "" if there is nothing to say."""
         found, said = self.found, []
         if found.asleep:
             said.append("Steps start with γ = 0 in the last batch norm of each block")
-        if lost := [name for name, far in found.horizon.items() if not is_claimed(far)]:
-            said.append(f"Rounding decides {', '.join(lost)}, of which nothing is claimed")
+        if found.unclaimed:
+            said.append(f"Rounding decides {', '.join(found.unclaimed)}, of which nothing is claimed")
         if found.claimed < found.job.steps:
             said.append(f"From step {found.claimed + 1} on one rounding decides, and nothing is claimed")
         return ". ".join(said)
@@ -128,7 +133,7 @@ def show(report: Report) -> None:
     show_backends(report.chosen)
     show_summary(report.rows)
     for dtype in report.found.deviations:
-        terminal.print(_deviation_table(report, dtype, report.found.horizon))
+        terminal.print(_deviation_table(report, dtype, report.horizon_in(dtype)))
     if report.about_steps:
         terminal.print(report.about_steps, highlight=False, markup=False)
     if report.found.workers:
@@ -144,7 +149,7 @@ def show_outcome(outcome: Outcome) -> None:
     """Print how far the backends are from the oracle in each layer, and the verdict."""
     show_backends(outcome.chosen)
     for dtype in outcome.found.deviations:
-        console().print(_deviation_table(outcome, dtype))
+        console().print(_deviation_table(outcome, dtype, {}))
     show_verdict(outcome.verdict, outcome.proven)
 
 
@@ -190,9 +195,8 @@ def show_summary(rows: Mapping[str, list[Row]]) -> None:
     console().print(table)
 
 
-def _deviation_table(outcome: Outcome, dtype: str, horizon: Mapping[str, float] | None = None) -> Table:
+def _deviation_table(outcome: Outcome, dtype: str, far: Mapping[str, float]) -> Table:
     """One row a quantity; how far rounding carries it is known in float64."""
-    far = horizon if horizon and dtype == "float64" else {}
     table = Table(
         "against the oracle",
         *[LABELS[name] for name in outcome.compared],
@@ -332,7 +336,6 @@ def html(report: Report) -> str:
         report=report,
         found=report.found,
         workers_bound=workers_bound(report.found),
-        shows_horizon=lambda dtype: bool(report.found.horizon) and dtype == "float64",
         scientific=lambda value: f"{value:.1e}",
         spread=_spread,
         versions={b.name: installed_version(b) for b in report.chosen if b.installed},
@@ -359,39 +362,34 @@ def _highlighted(name: str, room: str) -> str:
 
 def _plots(report: Report) -> list[tuple[str, str]]:
     """Caption and SVG: rounding through the layers and over the steps, and milliseconds."""
-    from matplotlib.figure import Figure
-
     from common.deviation import deviation
 
     found, plots = report.found, []
     stages = found.job.arch.stage_names()
     oracle = found.evidence.get(("oracle", "float64"))
     if report.compared and oracle:
-        figure = Figure(figsize=(6, 3.4), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = _figure()
         for dtype, style in (("float64", "-"), ("float32", "--")):
             for i, name in enumerate(report.compared):
                 if evidence := found.evidence.get((name, dtype)):
                     values = [deviation(evidence.activations[s], oracle.activations[s]) for s in stages]
-                    values = [max(value, 1e-17) for value in values]  # the same bits have no logarithm
-                    axes.semilogy(stages, values, style, marker="o", color=f"C{i}", label=f"{name} {dtype}")
+                    label = f"{name} {dtype}"
+                    axes.semilogy(stages, _drawn(values), style, marker="o", color=f"C{i}", label=label)
         axes.set_ylabel("deviation from the oracle")
         axes.legend(fontsize="x-small", ncols=2)
         plots.append(("How far each layer's output is from the oracle's", pages.svg(figure)))
     if found.step_horizon:
-        figure = Figure(figsize=(6, 3.4), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = _figure()
         steps = range(1, found.job.steps + 1)
         for i, (name, values) in enumerate(found.steps.items()):
-            axes.semilogy(steps, [max(v, 1e-17) for v in values], marker=".", color=f"C{i}", label=name)
+            axes.semilogy(steps, _drawn(values), marker=".", color=f"C{i}", label=name)
         axes.semilogy(steps, found.step_horizon, "k--", label="rounding")
         axes.set_xlabel("steps")
         axes.set_ylabel("deviation of the way from the start")
         axes.legend(fontsize="x-small", ncols=2)
         plots.append(("How far training leads from where it leads the oracle", pages.svg(figure)))
     if found.timings:
-        figure = Figure(figsize=(6, 3.4), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = _figure()
         names = list(found.timings)
         for kind, colour in (("forward", "C0"), ("step", "C1")):
             spreads: list[Spread] = [getattr(timing, kind) for timing in found.timings.values()]
@@ -403,6 +401,19 @@ def _plots(report: Report) -> list[tuple[str, str]]:
         axes.set_xlabel("milliseconds, float32: median, quickest and slowest round")
         plots.append(("Forward pass and training step", pages.svg(figure)))
     return plots
+
+
+def _figure() -> tuple[Any, Any]:
+    """A figure of the size of the report, and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _drawn(values: list[float]) -> list[float]:
+    """Deviations on a logarithmic axis, which has no place for the same bits."""
+    return [max(value, 1e-17) for value in values]
 
 
 def _number(value: float, bound: float | None) -> str:

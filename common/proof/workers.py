@@ -34,7 +34,7 @@ def compare_workers(found: Comparison, names: list[str], workers: int) -> None:
             continue
         bound = workers_bound(found)
         single = one.after(found.claimed)
-        if single is not one.trained:
+        if found.claimed < found.job.steps:
             many = horizon.sample(many)
         for kind, value in deviations(many, single).items():
             quantity = f"{kind}, {found.claimed} steps on, {workers} workers"

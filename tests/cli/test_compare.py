@@ -163,6 +163,7 @@ def test_compare_proves_backends_the_same(backends: list[str], tmp_path: Path, c
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "\nSAME: " in done.stdout
+    assert " in float64: " in done.stdout and " in float32: " not in done.stdout  # which was not asked for
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["proven"] is True
     assert results["input_shape"] == [8, 3, 33, 47]

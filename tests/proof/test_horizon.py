@@ -1,9 +1,11 @@
 """What rounding does to a deep network is no difference, and the smallest fault is one."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,16 @@ from common import oracle
 from common.architecture import Architecture
 from common.backend import BACKENDS
 from common.data import eight, sample
+from common.errors import BadInput
 from common.horizon import LOST, UNIT, allowed, asleep, moved
+from common.interop import prove
 from common.oracle import Array
+from common.processes.workers import Process
+from common.proof import verify
 from common.proof.compare import Candidate, Reference
 from common.proof.judge import Comparison, Evidence, Job, judge
 from common.proof.report import Report
-from common.weights import initial_weights
+from common.weights import Weights, initial_weights
 
 # As deep as ResNet-50, with a hundredth of its channels.
 DEEP = Architecture(
@@ -41,7 +47,7 @@ def known(job: Job) -> Comparison:
     looks = reference.look()
     found.asleep = reference.choose_start()
     both = [
-        Evidence(**vars(look), trained=trained, path=path)
+        Evidence.of(look, trained, path)
         for look, (trained, path) in zip(looks, reference.finish(), strict=True)
     ]
     found.evidence["oracle", "float64"], found.moved = both
@@ -55,7 +61,7 @@ def judged(known: Comparison, candidate: Candidate) -> Comparison:
     trained, path = candidate.finish()
     found = Comparison(known.job, moved=known.moved, asleep=known.asleep)
     found.evidence |= known.evidence
-    found.evidence["torch", "float64"] = Evidence(**vars(look), trained=trained, path=path)
+    found.evidence["torch", "float64"] = Evidence.of(look, trained, path)
     judge(found, ["torch"], ["float64"])
     return found
 
@@ -112,6 +118,7 @@ def test_a_branch_that_is_asleep_adds_nothing(job: Job) -> None:
 def test_what_is_allowed_is_never_less_than_the_bound() -> None:
     assert allowed(1e-12, 1e-15) == 1e-12
     assert allowed(1e-12, 1e-11) == 8e-11
+    assert allowed(1e-12, 1e-7) == 1e-12  # what rounding decides excuses nothing
     assert allowed(1e-4, 1e-12, "float32") == pytest.approx(1e-12 * 2**29)
     assert allowed(1e-4, 1e-14, "float32") == 1e-4
 
@@ -145,7 +152,7 @@ def test_steps_beyond_the_horizon_are_not_claimed(known: Comparison) -> None:
     assert f"From step {found.claimed + 1} on one rounding decides, and nothing is claimed" in shown
 
 
-def test_what_rounding_decides_is_not_claimed(known: Comparison) -> None:
+def test_what_rounding_decides_is_not_claimed(known: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     assert known.moved
     training = known.moved.training
     far = replace(training, logits=training.logits * (1 + 1e-7))
@@ -154,8 +161,12 @@ def test_what_rounding_decides_is_not_claimed(known: Comparison) -> None:
     found.evidence["torch", "float64"] = known.evidence["oracle", "float64"]
     judge(found, ["torch"], ["float64"])
     assert "training logits" not in found.bounds["float64"]
-    shown = Report(found, [BACKENDS["torch"]], "deep", "a test").about_steps
+    report = Report(found, [], "deep", "a test")
+    shown = report.about_steps
     assert "Rounding decides training logits, training loss, of which nothing is claimed" in shown
+    monkeypatch.setattr(Report, "compared", ["torch"])
+    assert report.verdict.startswith("NOT PROVEN: rounding decides training logits, training loss")
+    assert not report.proven
 
 
 def test_nan_is_a_difference_where_the_oracle_has_it_too(known: Comparison) -> None:
@@ -167,6 +178,31 @@ def test_nan_is_a_difference_where_the_oracle_has_it_too(known: Comparison) -> N
     found.evidence["torch", "float64"] = found.evidence["oracle", "float64"]
     judge(found, ["torch"], ["float64"])
     assert not found.agree
+
+
+@pytest.mark.parametrize("far", [0.0, 1e-7])
+def test_what_rounding_decides_is_held_to_the_bound_where_it_is_not_said(
+    known: Comparison, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, far: float
+) -> None:
+    """In `verify` and in `convert --prove`, as if nothing had been measured."""
+    job, right = known.job, known.evidence["oracle", "float64"].activations
+
+    def activations(name: str, arch: Architecture, weights: Weights, *rest: Any) -> dict[str, Array]:
+        by = 2e-12 if name == "torch" else far if weights is not job.weights else 0.0
+        return {layer: output * (1 + by) for layer, output in right.items()}
+
+    monkeypatch.setattr(verify, "activations", activations)
+    monkeypatch.setattr(Process, "run", lambda process, function, *arguments: function(*arguments))
+    found = verify.verify(DEEP, job.weights, job.x, right, ["torch"], "float64", "cpu")
+    assert "First layer that differs: b1" in found.differences[0]
+    assert set(found.bounds["float64"].values()) == {1e-12}
+
+    ours, calls = np.eye(2), itertools.count()
+    monkeypatch.setattr(prove, "version", lambda package: "1")
+    monkeypatch.setattr(oracle.Model, "predict", lambda model, x: ours * (1 + far * (next(calls) % 2)))
+    monkeypatch.setattr("common.backend.Backend.own_network", lambda *_: lambda x: ours * (1 + 2e-12))
+    with pytest.raises(BadInput, match="not proven"):
+        prove.prove("timm", DEEP, job.weights, tmp_path)
 
 
 # Faults
