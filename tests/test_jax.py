@@ -228,7 +228,15 @@ def test_the_step_is_compiled_once_for_all_equal_networks(
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5), (4, 4), (5, 3), (6, 6)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (1, 1),
+        (2, 2),
+        *(pytest.param(size, marks=pytest.mark.deep) for size in ((1, 5), (4, 4), (6, 6))),
+        (5, 3),
+    ],
+)
 def test_a_convolution_of_small_images_is_the_same_and_not_swapped(
     size: tuple[int, int], strides: tuple[int, int]
 ) -> None:
@@ -269,7 +277,16 @@ def test_a_convolution_of_small_images_is_the_same_and_not_swapped(
 )
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
 @pytest.mark.parametrize("size", [*(pytest.param((n, n), marks=pytest.mark.deep) for n in (1, 3)), (7, 6)])
-@pytest.mark.parametrize(("groups", "width"), [(8, 4), (4, 24), (2, 64), (3, 5), (40, 1)])
+@pytest.mark.parametrize(
+    ("groups", "width"),
+    [
+        (8, 4),
+        pytest.param(4, 24, marks=pytest.mark.deep),
+        pytest.param(2, 64, marks=pytest.mark.deep),
+        (3, 5),
+        (40, 1),
+    ],
+)
 def test_groups_put_together_are_the_grouped_convolution(
     groups: int, width: int, size: tuple[int, int], strides: tuple[int, int], padding: Any
 ) -> None:

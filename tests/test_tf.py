@@ -330,7 +330,7 @@ def test_without_a_choice_keras_runs_on_tensorflow(
     assert compat.os.environ["KERAS_BACKEND"] == "tensorflow"
 
 
-@pytest.mark.parametrize("padding", ["same", "symmetric"])
+@pytest.mark.parametrize("padding", [pytest.param("same", marks=pytest.mark.deep), "symmetric"])
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize(("groups", "width"), [(8, 4), (4, 24), (2, 64), (3, 5), (40, 1)])
 def test_groups_put_together_are_keras_grouped_convolution(

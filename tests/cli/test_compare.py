@@ -197,7 +197,7 @@ def test_compare_starts_from_a_checkpoint(checkpoints: Path, tmp_path: Path) -> 
     assert "NOT PROVEN" in done.stdout
 
 
-@pytest.mark.xdist_group("pairs")  # where all are imported already
+@pytest.mark.deep
 def test_summary_shows_every_backend_under_test(backends: list[str]) -> None:
     done = run_here("summary", "resnet18", "--backends", ",".join(["oracle", *backends]))
     assert done.returncode == 0, done.stdout + done.stderr

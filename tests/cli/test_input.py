@@ -73,6 +73,9 @@ def test_a_run_that_diverges_is_one_line_and_exit_code_1(tmp_path: Path) -> None
 # Bad input
 
 
+of_a_stopped_run = pytest.mark.xdist_group("stopped")  # it is made once
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has a checkpoint and is not finished."""
@@ -91,6 +94,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@of_a_stopped_run
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -131,13 +135,20 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=lambda value: " ".join(value) if value[0].startswith("resnet") else "",
 )
 def test_bad_input_to_train(stopped: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
-    before = {path: path.read_bytes() for path in stopped.iterdir()}
+    before = written(stopped)
     arguments = [argument.format(stopped=stopped, tmp=tmp_path) for argument in arguments]
     out = [] if {"--out", "--resume"} & set(arguments) else ["--out", tmp_path / "out"]
     backend = [] if "--backend" in arguments or "--resume" in arguments else ["--backend", "oracle"]
     refused(words, "train", *arguments, *backend, *out, folder=tmp_path)
     assert not (tmp_path / "out").exists()
-    assert {path: path.read_bytes() for path in stopped.iterdir()} == before
+    assert written(stopped) == before
+
+
+def written(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """By this one sees that a file was written, or renamed to, without reading it."""
+    return {
+        file.name: (s.st_ino, s.st_mtime_ns, s.st_size) for file in folder.iterdir() if (s := file.stat())
+    }
 
 
 def refused(words: list[str], *arguments: object, folder: Path) -> None:
@@ -150,6 +161,7 @@ def refused(words: list[str], *arguments: object, folder: Path) -> None:
         assert word in done.stderr
 
 
+@of_a_stopped_run
 def test_resuming_needs_no_options_but_the_folder(stopped: Path, tmp_path: Path) -> None:
     settings = json.loads((stopped / "run.json").read_text())
     assert (settings["batch_size"], settings["lr"]) == (8, 0.01)  # not the defaults

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("no_full_set")
     "succeeds",
     [
         pytest.param(succeed_here, id="here"),
-        pytest.param(succeed, id="in a process of its own", marks=pytest.mark.core_in("torch")),
+        pytest.param(succeed, id="in a process of its own", marks=pytest.mark.deep),
     ],
 )
 def test_train_evaluate_and_predict_end_to_end(
@@ -92,12 +92,12 @@ def test_train_in_all_backends_ends_in_one_picture(backends: list[str], tmp_path
 
 @pytest.fixture(scope="module", params=["oracle", pytest.param("a framework", marks=pytest.mark.deep)])
 def options(request: pytest.FixtureRequest, backends: list[str]) -> list[str]:
-    """Of a run of nine steps, which the oracle has fewer images for."""
-    own = ["--backend", backends[0]]
+    """Of a run of eight steps, which the oracle has fewer images for."""
+    own = ["--backend", backends[0], "--limit-train", "32"]
     if request.param == "oracle":
         own = ["--backend", "oracle", "--precision", "float64"]
-        own += ["--batch-size", "4", "--limit-train", "12", "--limit-val", "4"]
-    return ["train", "resnet18", *SHORT, "--epochs", "3", "--seed", "3", *own]
+        own += ["--batch-size", "4", "--limit-train", "16", "--limit-val", "4"]
+    return ["train", "resnet18", *SHORT, "--epochs", "2", "--seed", "3", *own]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     _, weights = load_checkpoint(out / "last.safetensors")
     assert not np.array_equal(weights["last.bias"], np.zeros(10))
     assert f"going on after step {step}" in succeed(*shlex.split(again))
-    assert len([r for r in read_history(out) if r["event"] == "step"]) == 9
+    assert len([r for r in read_history(out) if r["event"] == "step"]) == 8
     for name, array in load_checkpoint(out / "last.safetensors")[1].items():
         assert array.tobytes() == whole[name].tobytes(), name
 
