@@ -45,6 +45,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# XLA's own switches, for the core; a fifth of the time. A JAX that no longer has one says so and ends.
+QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backends",
@@ -70,11 +74,14 @@ def several_backends(config: pytest.Config) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     """Where several backends are under test, XLA compiles JAX' small networks quickly and not well.
 
-    That is half the time, and no deviation grows by it. Where JAX is alone (`nox -s tests_jax`) it optimises
-    as a user's does, as it does in `tests.helpers.optimised`, and wherever one sets the variable to 0.
+    No deviation grows by it. Where JAX is alone (`nox -s tests_jax`) it compiles as a user's does, and
+    wherever one sets these variables; in the deep tier it does for a large network, and where a test asks for
+    it (`tests.helpers.optimised`).
     """
     if several_backends(config):
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        if config.getoption("markexpr") == "not deep":
+            os.environ.setdefault("XLA_FLAGS", QUICKLY)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups, and pytest at the tiers
