@@ -6,130 +6,18 @@ it put out, what its gradients were, and where some steps of training took it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from threading import Lock
 from typing import Any
 
-from common import horizon
-from common.backend import load_backend
 from common.deviation import deviation, distance
 from common.errors import BadInput
 from common.processes.workers import Process, Shares
-from common.proof.judge import AT_ONCE, Comparison, Evidence, Job, Look, Timing, judge, way
-from common.timing import PAUSE, ROUNDS, Elsewhere, Spread, milliseconds
-from common.weights import Weights
-
-REPEATS = 3  # of each pass in a round; the first only wakes the threads
-
-
-class Candidate:
-    """One backend at a job in one dtype: first it shows what it computes, then it is trained.
-
-    Args:
-        name: of the backend.
-        dtype: what it computes in.
-    """
-
-    def __init__(self, name: str, job: Job, dtype: str) -> None:
-        self.job = job
-        device = "cpu" if name == "oracle" else job.device
-        self.model = load_backend(name).build(job.arch, dtype, device, job.compile)
-        self.model.load_weights(job.weights)
-        self.dtype = dtype
-        self.taken = 0  # steps
-        self.trained: Weights = {}
-        self.path: list[Weights] = []
-
-    def look(self) -> Look:
-        """What it puts out, and its gradients, before any step."""
-        activations = self.model.activations(self.job.x)
-        training = self.model.loss_and_gradients(self.job.x, self.job.y)
-        return Look(self.model.summary(self.job.x.shape), activations, training)
-
-    def start(self, asleep: bool) -> None:
-        """Go where the steps start."""
-        self.model.load_weights(self.job.start(asleep))
-        self.taken, self.path = 0, []
-        self._note()
-
-    def step(self) -> float:
-        """One more step of SGD; returns its milliseconds."""
-        if self.taken == self.job.steps:
-            self.trained = self.model.weights()
-        self.taken += 1
-        took = milliseconds(lambda: self.model.train_step(self.job.x, self.job.y, lr=self.job.lr))
-        self._note()
-        return took
-
-    def _note(self) -> None:
-        if self.dtype == "float64":
-            self.path.append(horizon.sample(self.model.weights()))
-
-    def finish(self) -> tuple[Weights, list[Weights]]:
-        """The weights after the job's number of steps, whether or not more have been taken, and the path."""
-        while self.taken < self.job.steps:
-            self.step()
-        return self.trained or self.model.weights(), self.path
-
-    def warm_up(self) -> None:
-        """Run what `time_round` times until it is compiled."""
-        self.model.predict(self.job.x)
-        self.step()
-
-    def time_round(self) -> tuple[list[float], list[float]]:
-        """Milliseconds of some forward passes and some training steps. Nothing else should be computing."""
-        time.sleep(PAUSE)
-        forward = [milliseconds(lambda: self.model.predict(self.job.x)) for _ in range(REPEATS)]
-        steps = [self.step() for _ in range(REPEATS)]
-        return forward[1:], steps[1:]
-
-
-class Reference:
-    """The oracle at a job, and again from moved weights: two candidates, step by step."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        moved = horizon.moved(job.weights, job.x.shape)
-        self.candidates = [
-            Candidate("oracle", replace(job, weights=w), "float64") for w in (job.weights, moved)
-        ]
-
-    def look(self) -> list[Look]:
-        """Of both."""
-        return [candidate.look() for candidate in self.candidates]
-
-    def choose_start(self) -> bool:
-        """Start where float64 can follow; returns whether branches are asleep there."""
-        self._start(False)
-        if not self.job.drawn:
-            return False
-        early = min(horizon.EARLY, self.job.steps)
-        for _ in range(early):
-            self._step()
-        one, other = (candidate.path for candidate in self.candidates)
-        far = bool(early) and not way(other, one, early) <= horizon.FAR
-        if far:
-            self._start(True)
-        return far
-
-    def finish(self) -> list[tuple[Weights, list[Weights]]]:
-        """Of both."""
-        while self.candidates[0].taken < self.job.steps:
-            self._step()
-        return [candidate.finish() for candidate in self.candidates]
-
-    def _start(self, asleep: bool) -> None:
-        for candidate in self.candidates:
-            candidate.start(asleep)
-
-    def _step(self) -> None:
-        for candidate in self.candidates:
-            candidate.step()
-
+from common.proof.candidate import Candidate, Reference
+from common.proof.judge import AT_ONCE, Comparison, Evidence, Job, Look, Timing, judge
+from common.timing import ROUNDS, Elsewhere, Spread
 
 _candidate: Candidate | Reference  # of this process
 

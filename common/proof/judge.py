@@ -107,6 +107,7 @@ class Quantity:
     name: str
     bounds: dict[str, float]
     deviation: Callable[[Evidence, Evidence], float]
+    after_steps: bool = False
 
 
 @dataclass(kw_only=True)
@@ -191,6 +192,7 @@ def quantities(steps: int) -> list[Quantity]:
         f"weights, {steps} steps on",
         {"float64": STEPS_BOUND},
         lambda a, b: distance(a.after(steps), b.after(steps)),
+        after_steps=True,
     )
     return [*before, after] if steps else before
 
@@ -223,7 +225,8 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
         for quantity in quantities(found.claimed if followed else 0):
             bound, far = quantity.bounds.get(dtype), found.horizon.get(quantity.name, 0.0)
             if bound and is_claimed(far, dtype):
-                bound = found.bounds[dtype][quantity.name] = allowed(bound, far, dtype)
+                bound = allowed(bound, far, dtype, quantity.after_steps)
+                found.bounds[dtype][quantity.name] = bound
             elif bound:
                 bound = None
                 found.unclaimed += [quantity.name] if dtype == dtypes[0] else []
@@ -284,6 +287,7 @@ def first_outside(
     bound: float,
     far: Mapping[str, float] | None = None,
     dtype: str = "float64",
+    after_steps: bool = False,
 ) -> str:
     """Which of these deviations, in the order of computation, is the first out of bounds; "" if none is.
 
@@ -292,7 +296,7 @@ def first_outside(
     before = "it is the first"
     for name, value in walk:
         here = far.get(name, 0.0) if far else 0.0
-        if is_claimed(here, dtype) and not value <= allowed(bound, here, dtype):
+        if is_claimed(here, dtype) and not value <= allowed(bound, here, dtype, after_steps):
             return f"First {kind} that differs: {name}, by {value:.1e} ({before})"
         before = f"{name} just before: {value:.1e}"
     return ""
@@ -301,8 +305,9 @@ def first_outside(
 def first_difference(walks: Walks, far: Mapping[str, Mapping[str, float]], dtype: str) -> str:
     """Where two part ways: the first that is out of bounds, and the one before."""
     for kind, walk in walks:
-        bound = STEPS_BOUND if kind in ("step", "trained weight") else LAYER_BOUNDS[dtype]
-        if line := first_outside(kind, walk, bound, far.get(kind), dtype):
+        after_steps = kind in ("step", "trained weight")
+        bound = STEPS_BOUND if after_steps else LAYER_BOUNDS[dtype]
+        if line := first_outside(kind, walk, bound, far.get(kind), dtype, after_steps):
             return line
     return ""
 

@@ -1,6 +1,6 @@
 """What the tests of the proof share."""
 
-from common.proof.compare import Candidate
+from common.proof.candidate import Candidate
 from common.proof.judge import Evidence, Job
 
 

@@ -18,7 +18,7 @@ from common.errors import BadInput
 from common.interop import prove
 from common.pages import installed_version
 from common.proof import verify, workers
-from common.proof.compare import Candidate
+from common.proof.candidate import Candidate
 from common.proof.judge import (
     STEPS_BOUND,
     Comparison,
