@@ -68,8 +68,15 @@ def compare(
             note(name, dtype, process.run(ask, "look"))
         process.run(ask, "start", asleep.result())
 
+    def finish(name: str, dtype: str, process: Process) -> Any:
+        finished = process.run(ask, "finish")
+        if job.steps and dtype == "float64":  # of a deep network that takes minutes
+            with one_by_one:
+                progress(f"{name} in float64: {job.steps} steps taken")
+        return finished
+
     def conclude(name: str, dtype: str, process: Process) -> None:
-        found.evidence[name, dtype] = Evidence.of(looks[name, dtype], *process.run(ask, "finish"))
+        found.evidence[name, dtype] = Evidence.of(looks[name, dtype], *finish(name, dtype, process))
 
     def refer(name: str) -> None:
         try:
@@ -79,7 +86,7 @@ def compare(
                 note(name, "float64", look)
                 asleep.set_result(process.run(ask, "choose_start"))
                 found.asleep = asleep.result()
-                plain, other = process.run(ask, "finish")
+                plain, other = finish(name, "float64", process)
         finally:
             if not asleep.done():  # the oracle's failure is no one else's
                 asleep.set_result(False)

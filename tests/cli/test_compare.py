@@ -180,13 +180,14 @@ def test_compare_proves_backends_the_same(backends: list[str], tmp_path: Path, c
 def test_deep_networks_are_proven_the_same(
     backends: list[str], tmp_path: Path, name: str, shape: str
 ) -> None:
-    """In two backends, though rounding carries further than in ResNet-18."""
-    options = ["--input-shape", shape, "--precision", "float64", "--backends", ",".join(backends[:2])]
+    """In two backends, which add in different orders, though rounding carries further than in ResNet-18."""
+    chosen = ["--backends", ",".join(backends[1:3] or backends), "--precision", "float64", "--steps", "10"]
+    options = ["--input-shape", shape, *chosen]
     done = run("compare", name, *options, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["horizon"]["gradients"] > 1e-13
-    assert (results["steps_start_asleep"], results["steps_claimed"]) == (True, 20)
+    assert (results["steps_start_asleep"], results["steps_claimed"]) == (True, 10)
 
 
 def test_compare_starts_from_a_checkpoint(checkpoints: Path, tmp_path: Path) -> None:

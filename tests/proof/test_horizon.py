@@ -14,6 +14,7 @@ from common import oracle
 from common.architecture import Architecture
 from common.backend import BACKENDS
 from common.data import eight, sample
+from common.deviation import deviation
 from common.errors import BadInput
 from common.horizon import LOST, UNIT, allowed, asleep, moved
 from common.interop import prove
@@ -63,6 +64,18 @@ def test_a_branch_that_is_asleep_adds_nothing(job: Job) -> None:
         for b in range(depth)
     ]
     assert not any(weights[name].any() for name in zero)
+
+
+def test_the_second_run_adds_pixels_one_after_the_other(job: Job) -> None:
+    one, other = (kind(DEEP, job.weights, training=True) for kind in (oracle.Pass, OneByOnePass))
+    name = "b1.bn"
+    x = np.random.default_rng(0).random((8, DEEP.stem_channels, 24, 25))
+    means = [np.cumsum(channel)[-1] / channel.size for channel in x.swapaxes(0, 1).reshape(len(x[0]), -1)]
+    (expected, _), (found, _) = (by.batch_norm(name, x) for by in (one, other))
+    running = other.running[f"{name}.running_mean"]
+    assert np.array_equal(running, (1 - DEEP.decay) * np.array(means))
+    assert not np.array_equal(running, one.running[f"{name}.running_mean"])
+    assert 0 < deviation(found, expected) < 1e-14
 
 
 def test_what_is_allowed_is_never_less_than_the_bound() -> None:
