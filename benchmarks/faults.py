@@ -211,6 +211,17 @@ def random_network(generator: np.random.Generator) -> tuple[Architecture, tuple[
     return arch, (arch.in_channels, height, width)
 
 
+def cases(right: Comparison) -> Iterator[tuple[str, Evidence, str]]:
+    """Each fault and trap of a network: its name, the evidence with it, and the place to be named."""
+    names = convolutions(right.job.arch)
+    middle, first = (names[len(names) // 2], names[-1]), (names[-2], names[1])
+    for fault in itertools.chain(small_faults(*middle), small_faults(*first)[-2:]):
+        yield fault.name, computed(right, fault), fault.place
+    for trap in TRAPS:
+        if case := trapped(right, trap):
+            yield trap.cause, *case
+
+
 def in_the_zoo() -> None:
     """Every trap and every fault in these networks."""
     for name, shape in NETWORKS.items():
@@ -218,22 +229,16 @@ def in_the_zoo() -> None:
         arch = architecture(name, in_channels=shape[0])
         x, y = eight(sample(), arch, shape)
         right = known(Job(arch, initial_weights(arch), x, y, steps=STEPS, drawn=True))
-        names = convolutions(arch)
-        places = [(names[len(names) // 2], names[-1]), (names[-2], names[1])]
-        cases = [
-            (fault.name, computed(right, fault), fault.place)
-            for fault in itertools.chain(small_faults(*places[0]), small_faults(*places[1])[-2:])
-        ]
-        cases += [(trap.cause, *case) for trap in TRAPS if (case := trapped(right, trap))]
-        missed, elsewhere = [], []
-        for case, evidence, place in cases:
+        count, missed, elsewhere = 0, [], []
+        for case, evidence, place in cases(right):
+            count += 1
             said = " ".join(judged(right, evidence).differences)
             if not said:
                 missed.append(case)
             elif place not in said:
                 elsewhere.append(f"{case}: {said.partition('First ')[2]}, not {place}")
-        found = len(cases) - len(missed)
-        line = f"{name}: {len(cases)} faults, {found} found, {found - len(elsewhere)} with the right place"
+        found = count - len(missed)
+        line = f"{name}: {count} faults, {found} found, {found - len(elsewhere)} with the right place"
         print(f"{line}; {time.monotonic() - start:.0f} s", flush=True)
         for line in (*(f"not found: {case}" for case in missed), *elsewhere):
             print(f"  {line}", flush=True)
