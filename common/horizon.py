@@ -5,8 +5,9 @@ Two right programs add the same numbers in different orders, and round different
 and up to n where the terms are alike, as the pixels of a background are (Higham, "Accuracy and Stability of
 Numerical Algorithms", 2002, chapter 4). Depth magnifies such a difference, and so does every step of
 training. By how much is measured, not guessed: the oracle runs again from weights that are moved by √n units,
-and adds pixels one after the other, not in pairs (`common.proof.candidate.OneByOne`). How far it parts from
-itself is the horizon. Beyond, no two programs can agree, and nothing is claimed.
+and adds pixels one after the other, not in pairs (`common.proof.candidate.OneByOne`). How far the two runs
+are apart is the horizon: an estimate of how far two correct programs may differ. Where it is above `LOST`,
+nothing is claimed.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ MULTIPLE, AFTER_STEPS = {"float64": 3, "float32": 1}, 10
 LAYER_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # how far apart outputs in evaluation may be at least
 LOST = {"float64": 1e-8, "float32": 1e-2}  # a quantity that rounding carries further is not claimed
 SAMPLE = 256  # numbers of a tensor that are kept of every step
-EARLY, FAR = 5, 3e-11  # steps from drawn weights, and a horizon after them that grows too fast for 20
+EARLY, FAR = 5, 2e-10  # steps from drawn weights, and a horizon after them that grows too fast for 20
 
 
 def moved(weights: Weights, shape: Shape) -> Weights:
     """Each number moved by up to √n units of rounding, at random.
 
-    n is the number of terms of the network's longest sums, over the pixels of a channel after the first
-    convolution, in a batch of this shape (N, C, H, W).
+    n is the number of pixels of a channel after the first convolution, in a batch of this shape (N, C, H, W):
+    the terms of batch norm's longest sums.
     """
     images, _, height, width = shape
     units = math.sqrt(images * math.ceil(height / 2) * math.ceil(width / 2))
@@ -54,8 +55,8 @@ def asleep(arch: Architecture, weights: Weights) -> Weights:
 
 
 def sample(weights: Weights) -> Weights:
-    """Some numbers of every tensor, evenly spread."""
-    return {name: array.ravel()[:: max(1, array.size // SAMPLE)].copy() for name, array in weights.items()}
+    """Some numbers of every tensor, evenly spread; the odd distance meets every channel and kernel pixel."""
+    return {name: array.ravel()[:: array.size // SAMPLE | 1].copy() for name, array in weights.items()}
 
 
 def allowed(floor: float, horizon: float, dtype: str = "float64", after_steps: bool = False) -> float:

@@ -38,7 +38,7 @@ class Candidate:
         self.path: list[Weights] = []
 
     def use(self, model: Model) -> None:
-        """Show and train this one."""
+        """Compute with this model from now on."""
         self.model = model
         model.load_weights(self.job.weights)
 
@@ -89,7 +89,7 @@ class Candidate:
 class OneByOnePass(oracle.Pass):
     """The oracle's pass, in which a channel's pixels are added one after the other.
 
-    PyTorch and MXNet add so, NumPy in pairs. Both are right, and round differently.
+    NumPy adds blocks in pairs. Both are right, and round differently.
     """
 
     def batch_norm(self, name: str, x: Array) -> tuple[Array, Callable]:
@@ -123,7 +123,7 @@ def _in_images(rows: Array, shape: tuple[int, ...]) -> Array:
 
 
 class OneByOne(oracle.Model):
-    """The oracle, adding one by one in training. In evaluation it has no such sums."""
+    """The oracle, adding one by one in a training pass of the plain recipe."""
 
     def _training_pass(self, x: Array, y: NDArray, recipe: Recipe) -> Evaluation:
         one_pass = OneByOnePass(self.arch, self._state, training=True)

@@ -21,7 +21,7 @@ from common.deviation import deviation, distance, worst, worst_gradient
 from common.horizon import LAYER_BOUNDS, allowed, is_claimed
 from common.summary import Row
 from common.timing import Spread
-from common.weights import Weights
+from common.weights import Weights, is_statistic
 
 T = TypeVar("T")
 Walks = Iterator[tuple[str, Iterable[tuple[str, float]]]]
@@ -67,7 +67,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Evidence(Look):
-    """That, and where the job's steps lead.
+    """A look, and the weights after the job's steps.
 
     Attributes:
         trained: the weights after all of them.
@@ -140,7 +140,7 @@ class Comparison(Findings):
         asleep: whether steps start with branches that are asleep.
         workers: for each quantity, how far several workers of a backend end from one; none where not asked.
         horizon: how far rounding carries each quantity, in float64.
-        steps: after each step, how far each backend has moved otherwise than the oracle.
+        steps: after each step, how far each backend's change of the parameters is from the oracle's.
         step_horizon: the same of the oracle from moved weights.
     """
 
@@ -198,9 +198,12 @@ def quantities(steps: int) -> list[Quantity]:
 
 
 def way(a: list[Weights], b: list[Weights], steps: int) -> float:
-    """How far apart two paths are after so many steps, of the way that they have gone."""
-    start, end = b[0], b[steps]
-    return distance({n: a[steps][n] - a[0][n] for n in end}, {n: end[n] - start[n] for n in end})
+    """How far apart two paths are after so many steps, relative to how far the parameters have moved.
+
+    Running statistics move much further, and would hide what the parameters do.
+    """
+    names = [name for name in b[steps] if not is_statistic(name)]
+    return distance({n: a[steps][n] - a[0][n] for n in names}, {n: b[steps][n] - b[0][n] for n in names})
 
 
 def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
@@ -222,7 +225,8 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
         outside: dict[str, list[str]] = {}
         evidence = {name: found.evidence[name, dtype] for name in names}
         followed = dtype == "float64" or found.claimed == found.job.steps  # float32 keeps no path
-        for quantity in quantities(found.claimed if followed else 0):
+        steps = found.claimed if followed else 0
+        for quantity in quantities(steps):
             bound, far = quantity.bounds.get(dtype), found.horizon.get(quantity.name, 0.0)
             if bound and is_claimed(far, dtype):
                 bound = allowed(bound, far, dtype, quantity.after_steps)
@@ -242,7 +246,7 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
                 found.steps[name] = ways(evidence[name], reference)
             if dtype == "float32" and name not in outside:
                 continue
-            if line := first_difference(walks(evidence[name], reference, found.claimed), horizons, dtype):
+            if line := first_difference(walks(evidence[name], reference, steps), horizons, dtype):
                 outside.setdefault(name, []).append(line)
         found.differences += [f"{name} in {dtype}: {'; '.join(lines)}" for name, lines in outside.items()]
 
@@ -255,7 +259,11 @@ def measure_horizon(found: Comparison, reference: Evidence) -> dict[str, dict[st
     found.horizon = {q.name: q.deviation(found.moved, reference) for q in quantities(found.claimed)}
     # By chance one number moves less than those it is made of.
     found.horizon["training loss"] = max(found.horizon["training loss"], found.horizon["training logits"])
-    return {kind: dict(walk) for kind, walk in walks(found.moved, reference, found.claimed)}
+    walked = {kind: dict(walk) for kind, walk in walks(found.moved, reference, found.claimed)}
+    # So does a tensor of few numbers, less than all of its kind together.
+    for kind, quantity in (("gradient", "gradients"), ("statistic", "running statistics")):
+        walked[kind] = {name: max(far, found.horizon[quantity]) for name, far in walked[kind].items()}
+    return walked
 
 
 def ways(a: Evidence, b: Evidence) -> list[float]:
