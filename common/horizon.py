@@ -55,7 +55,7 @@ def asleep(arch: Architecture, weights: Weights) -> Weights:
 
 
 def sample(weights: Weights) -> Weights:
-    """Some numbers of every tensor, evenly spread; the odd distance meets every channel and kernel pixel."""
+    """Some numbers of every tensor, evenly spread: at an odd distance, so not all of one channel or pixel."""
     return {name: array.ravel()[:: array.size // SAMPLE | 1].copy() for name, array in weights.items()}
 
 

@@ -54,7 +54,7 @@ def test_weights_are_moved_by_what_a_sum_may_be_off(job: Job) -> None:
     assert all(np.array_equal(after[n], again) for n, again in moved(job.weights, (8, 1, 64, 64)).items())
 
 
-def test_what_is_kept_of_a_step_meets_every_channel_and_kernel_pixel() -> None:
+def test_what_is_kept_of_a_step_is_of_many_channels_and_all_kernel_pixels() -> None:
     shape = (512, 256, 3, 3)
     (kept,) = sample({"kernel": np.arange(np.prod(shape)).reshape(shape)}).values()
     _, channels, rows, columns = np.unravel_index(kept, shape)
