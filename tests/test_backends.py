@@ -34,7 +34,7 @@ from tests.helpers import (
     worst,
 )
 
-# Random networks a backend: JAX and TensorFlow compile each for seconds.
+# Random networks a backend, in the core and in the deep tier: JAX and TensorFlow compile each for seconds.
 FEW, SOME, MANY = 3, 10, 40
 SLOW_TO_COMPILE = ("jax", "tf")
 of_the_quick = pytest.mark.core_in("torch", "mxnet")
@@ -131,7 +131,7 @@ def check_random_networks(backend: str, device: str, count: int, which: int) -> 
 def test_random_networks_agree_with_the_oracle(
     backend: str, device: str, pytestconfig: pytest.Config
 ) -> None:
-    count = FEW if backend in SLOW_TO_COMPILE else MANY
+    count = FEW if backend in SLOW_TO_COMPILE else SOME
     check_random_networks(backend, device, count, pytestconfig.getoption("--networks"))
 
 
@@ -140,8 +140,9 @@ def test_more_random_networks_agree_with_the_oracle(
     backend: str, device: str, pytestconfig: pytest.Config
 ) -> None:
     """With all that a compiler does to them for a user."""
+    count = SOME if backend in SLOW_TO_COMPILE else MANY
     with optimised(backend):
-        check_random_networks(backend, device, SOME, pytestconfig.getoption("--networks"))
+        check_random_networks(backend, device, count, pytestconfig.getoption("--networks"))
 
 
 FOUR_STAGES = ((1, 3), (1, 4), (1, 5), (1, 6))

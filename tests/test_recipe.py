@@ -116,7 +116,7 @@ def is_backbone(name: str) -> bool:
 
 # The ResNeXt takes what its groups may tell apart, all at once; frameworks compile each for seconds.
 # There, the core has the options together: one that is forgotten shows in all.
-of_the_quick = pytest.mark.core_in("torch", "mxnet")
+of_the_quick = pytest.mark.core_in("torch")
 RUNS = [pytest.param(case, "residual", marks=of_the_quick) for case in OPTIONS]
 RUNS += [pytest.param(*run) for run in (("all but freeze", "residual"), ("all", "residual"))]
 RUNS += [pytest.param("all but freeze", "resnext")]
@@ -440,6 +440,7 @@ def test_no_gradient_is_computed_of_what_is_frozen(backend: str, model: Any, bat
     assert frozen_gradients(backend, model, *batch) == {"last.weight", "last.bias"}
 
 
+@pytest.mark.deep
 def test_pytorchs_compiler_knows_what_is_frozen(backends: list[str]) -> None:
     """As one graph, and that of the step: what was frozen is trained again, and the other way round."""
     if "torch" not in backends:

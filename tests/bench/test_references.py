@@ -29,7 +29,7 @@ def reference(backend: str, name: str, arch: Architecture) -> Any:
         pytest.skip(str(missing))
 
 
-@pytest.mark.core_in("torch", "mxnet")
+@pytest.mark.core_in("torch")
 def test_the_label_says_whose_network_it_is(backend: str) -> None:
     resnet = reference(backend, "resnet18", architecture("resnet18"))
     assert (resnet.label, reference(backend, "resnext50_32x4d", RESNEXT).label) == LABELS[backend]

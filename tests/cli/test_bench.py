@@ -80,9 +80,12 @@ TINY = ["resnet18", "--input-shape", "1,33,33"]
 
 
 @pytest.mark.core_in("torch")
-def test_a_backend_is_measured(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_is_measured(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: str
+) -> None:
     monkeypatch.setattr("common.bench.measure.ROUNDS", 1)
-    done = run_here("bench", *TINY, "--backends", backend, "--batch-sizes", "2,2", "--out", tmp_path)
+    shape = ["--input-shape", "1,33,33", "--batch-sizes", "2,2"]
+    done = run_here("bench", small, *shape, "--backends", backend, "--out", tmp_path)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["failures"] == []

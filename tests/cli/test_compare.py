@@ -134,6 +134,7 @@ def test_a_named_backend_that_is_missing_is_one_line_with_the_install_command(
     assert "'jax' is not installed; run: pip install \"resnet-tabs[jax]\"" in line
 
 
+@pytest.mark.deep  # in the core for one framework alone: noxfile.py
 def test_a_backend_that_is_missing_is_a_row_and_no_pass(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, backends: list[str]
 ) -> None:
@@ -155,11 +156,14 @@ def test_a_backend_that_is_missing_is_a_row_and_no_pass(
     assert json.loads((tmp_path / "results.json").read_text())["proven"] is False
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.deep)])
-def test_compare_proves_backends_the_same(backends: list[str], tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize(
+    "two", [False, pytest.param(True, id="two in a process of its own", marks=pytest.mark.deep)]
+)
+def test_compare_proves_backends_the_same(backends: list[str], tmp_path: Path, small: str, two: bool) -> None:
     """Some of them; CI runs the command with all."""
-    backends = backends[:count]
-    done = run("compare", "resnet18", "--backends", ",".join(backends), *SMALL, "--out", tmp_path)
+    backends = backends[: 1 + two]
+    compared = ["compare", "resnet18" if two else small, "--backends", ",".join(backends)]
+    done = (run if two else run_here)(*compared, *SMALL, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "\nSAME: " in done.stdout

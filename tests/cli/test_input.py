@@ -22,7 +22,7 @@ from common.data import CLASSES, sample
 from common.data.preparation import Preparation
 from common.training.runs import read_history
 from common.weights import open_safetensors
-from tests.cli.commands import SHORT, command, run, run_here, succeed, succeed_here, wait_for
+from tests.cli.commands import SHORT, command, run_here, succeed, succeed_here, wait_for
 
 pytestmark = pytest.mark.usefixtures("no_full_set")
 
@@ -61,9 +61,10 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     assert [r["step"] for r in read_history(tmp_path / "run")] == [1]
 
 
-def test_a_run_that_diverges_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, on the way there
+def test_a_run_that_diverges_is_one_line_and_exit_code_1(tmp_path: Path, small: str) -> None:
     options = ["--backend", "oracle", *SHORT, "--precision", "float64", "--lr", "1e200"]
-    done = run("train", "resnet18", *options, "--out", tmp_path / "run")
+    done = run_here("train", small, *options, "--out", tmp_path / "run")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1, done.stderr
     assert "the loss of step" in done.stderr and "diverged" in done.stderr

@@ -28,11 +28,8 @@ SOURCES: dict[str, tuple[str, Callable[[str, Architecture], Source], Architectur
 
 @pytest.mark.parametrize("everywhere", [False, pytest.param(True, marks=pytest.mark.deep)])
 @pytest.mark.parametrize(
-    "name",  # Flax compiles its bottleneck for seconds
-    [
-        pytest.param(name, marks=pytest.mark.deep) if "bottleneck" in name and "flax" in name else name
-        for name in SOURCES
-    ],
+    "name",  # Flax compiles for seconds
+    [pytest.param(name, marks=pytest.mark.deep) if "flax" in name else name for name in SOURCES],
 )
 def test_a_family_computes_what_we_compute_and_comes_back_bit_for_bit(
     name: str, everywhere: bool, backends: list[str], device: str, tmp_path: Path
