@@ -18,6 +18,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = metafunc.config.getoption("--backends").split(",")
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", names)
+    if "two_backends" in metafunc.fixturenames:
+        metafunc.parametrize("two_backends", list(combinations(names, 2)), ids="-".join)
     if "backend_pair" in metafunc.fixturenames:  # every ordered pair, each with itself too
         metafunc.parametrize("backend_pair", [(a, b) for a in names for b in names], ids="-".join)
 

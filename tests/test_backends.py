@@ -262,9 +262,9 @@ def test_resnet18_trains_as_the_oracle_does(backend: str, device: str, steps: in
 @together
 @few_or_all
 def test_resnet18_agrees_between_every_two_backends(
-    backend_pair: tuple[str, str], device: str, steps: int
+    two_backends: tuple[str, str], device: str, steps: int
 ) -> None:
-    both = [resnet18(name, device, steps) for name in backend_pair]
+    both = [resnet18(name, device, steps) for name in two_backends]
     (found, weights, _), (expected, expected_weights, _) = both
     assert disagreements(found, expected) == {}
     assert deviation(weights, expected_weights) <= TRAINED

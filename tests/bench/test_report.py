@@ -207,8 +207,8 @@ def other_precisions(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *(one_contender, one_mode, one_batch, no_training, no_memory, no_network_of_ours, no_peak, a_gpu),
-        other_precisions,
+        *(one_contender, no_training, no_network_of_ours, other_precisions),
+        *(pytest.param(c, marks=pytest.mark.deep) for c in (one_mode, one_batch, no_memory, no_peak, a_gpu)),
     ],
 )
 def test_whatever_is_missing_the_rest_is_shown(

@@ -194,10 +194,11 @@ def test_deep_networks_are_proven_the_same(
     assert (results["steps_start_asleep"], results["steps_claimed"]) == (True, 10)
 
 
-def test_compare_starts_from_a_checkpoint(checkpoints: Path, tmp_path: Path) -> None:
-    file = checkpoints / "resnet18.safetensors"
+def test_compare_starts_from_a_checkpoint(tmp_path: Path, small: str) -> None:
+    file = tmp_path / "small.safetensors"
+    save_checkpoint(file, arch := architecture(small), initial_weights(arch))
     options = ["--input-shape", "1,32,32", "--precision", "float64", "--steps", "0", "--out", tmp_path]
-    done = run_here("compare", "resnet18", "--checkpoint", file, "--backends", "oracle", *options)
+    done = run_here("compare", small, "--checkpoint", file, "--backends", "oracle", *options)
     assert done.returncode == 1, done.stderr  # nothing to compare the oracle with is no proof
     assert "NOT PROVEN" in done.stdout
 
