@@ -118,8 +118,8 @@ def is_backbone(name: str) -> bool:
 # There, the core has the options together: one that is forgotten shows in all.
 of_the_quick = pytest.mark.core_in("torch")
 RUNS = [pytest.param(case, "residual", marks=of_the_quick) for case in OPTIONS]
-RUNS += [pytest.param(*run) for run in (("all but freeze", "residual"), ("all", "residual"))]
-RUNS += [pytest.param("all but freeze", "resnext")]
+RUNS += [pytest.param("all", "residual", marks=of_the_quick)]
+RUNS += [pytest.param("all but freeze", network) for network in NETWORKS]
 
 
 @pytest.mark.parametrize(("case", "network"), RUNS)

@@ -90,7 +90,7 @@ def test_train_in_all_backends_ends_in_one_picture(backends: list[str], tmp_path
     assert "has four runs; name one of them" in error.stderr
 
 
-@pytest.fixture(scope="module", params=["oracle", pytest.param("a framework", marks=pytest.mark.deep)])
+@pytest.fixture(scope="module", params=["oracle", "a framework"])
 def options(request: pytest.FixtureRequest, backends: list[str]) -> list[str]:
     """Of a run of eight steps, which the oracle has fewer images for."""
     own = ["--backend", backends[0], "--limit-train", "32"]
@@ -108,13 +108,10 @@ def whole(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Weigh
     return load_checkpoint(out / "last.safetensors")[1]
 
 
+@pytest.mark.deep
 @pytest.mark.xdist_group("signals")
 @pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(signal.SIGINT, id="Ctrl-C"),
-        pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.deep),
-    ],
+    "number", [pytest.param(signal.SIGINT, id="Ctrl-C"), pytest.param(signal.SIGTERM, id="SIGTERM")]
 )
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     options: list[str], whole: Weights, tmp_path: Path, number: signal.Signals

@@ -590,6 +590,7 @@ def zstandard_of_zeros(size: int) -> bytes:
     return b"\x28\xb5\x2f\xfd" + b"\x00" + b"\x58" + b"".join(blocks)
 
 
+@pytest.mark.deep
 def test_bombs_stay_small(tmp_path: Path, folder: Path, jax_files: Any) -> None:
     """10 s and 1 GB, of the reader and of the process that it starts."""
     bombs = {

@@ -455,6 +455,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.deep
 def test_the_worst_files_take_neither_memory_nor_time(mx: Any, tmp_path: Path) -> None:
     """A quarter of a gigabyte more than MXNet imported, and ten seconds a file."""
     nothing = record(shape=(0,), values=b"")
