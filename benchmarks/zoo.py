@@ -11,39 +11,36 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from common.architecture import ZOO
 
 SHAPES = ("1,96,96", "3,67,53")
 
 
-def compared(name: str, shape: str) -> tuple[str, bool]:
-    """A line with the figures and the verdict, and whether all were proven the same."""
+def results(name: str, *options: str) -> dict[str, Any]:
+    """What `compare` of a network writes, and its `minutes`.
+
+    Raises:
+        RuntimeError: with what it says, if it writes nothing.
+    """
     start = time.monotonic()
     with TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "common.cli",
-            "compare",
-            name,
-            "--input-shape",
-            shape,
-            "--out",
-            folder,
-        ]
+        command = [sys.executable, "-m", "common.cli", "compare", name, *options, "--out", folder]
         done = subprocess.run(command, capture_output=True, text=True)
         file = Path(folder) / "results.json"
         if not file.exists():
-            return f"{name} {shape}: {done.stderr.strip()}", False
-        results = json.loads(file.read_text())
+            raise RuntimeError(done.stderr.strip())
+        return json.loads(file.read_text()) | {"minutes": (time.monotonic() - start) / 60}
+
+
+def line(found: dict[str, Any]) -> str:
+    """The worst deviation in float64 of each quantity, its bound, and the verdict."""
     figures = []
-    for quantity, found in results["deviations"].get("float64", {}).items():
-        worst = "NaN" if None in found.values() else f"{max(found.values()):.1e}"
-        figures.append(f"{quantity} {worst} of {results['bounds'].get(quantity, {}).get('float64')}")
-    minutes = (time.monotonic() - start) / 60
-    line = f"{name} {shape}: {', '.join(figures)}; {minutes:.1f} min; {results['verdict']}"
-    return line, results["proven"]
+    for quantity, by_backend in found["deviations"].get("float64", {}).items():
+        worst = "NaN" if None in by_backend.values() else f"{max(by_backend.values()):.1e}"
+        figures.append(f"{quantity} {worst} of {found['bounds'].get(quantity, {}).get('float64')}")
+    return f"{', '.join(figures)}; {found['minutes']:.1f} min; {found['verdict']}"
 
 
 def zoo() -> None:
@@ -51,7 +48,11 @@ def zoo() -> None:
     all_proven = True
     for name in ZOO:
         for shape in SHAPES:
-            line, proven = compared(name, shape)
-            print(line, flush=True)
+            try:
+                found = results(name, "--input-shape", shape)
+                said, proven = line(found), found["proven"]
+            except RuntimeError as error:
+                said, proven = str(error), False
+            print(f"{name} {shape}: {said}", flush=True)
             all_proven &= proven
     sys.exit(0 if all_proven else 1)
