@@ -21,7 +21,7 @@ from common.weights import Weights
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24}  # of rounding
 # Of the horizon, that a deviation may be. Of right frameworks it was 1.5 at most, in float32 0.2; after
-# steps, which magnify one difference more than another, 4.1.
+# steps, which magnify one difference more than another, 4.3.
 MULTIPLE, AFTER_STEPS = {"float64": 3, "float32": 1}, 10
 LAYER_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # how far apart outputs in evaluation may be at least
 LOST = {"float64": 1e-8, "float32": 1e-2}  # a quantity that rounding carries further is not claimed

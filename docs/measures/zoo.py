@@ -1,6 +1,7 @@
-"""How far the four backends are apart, and float64 reaches, in each network of the zoo: an hour for all.
+"""How far the four backends are apart, and float64 reaches, in the networks of the zoo.
 
-Unlike the others these figures stay as they are when the source changes; the page says when they were measured.
+That takes an hour. So, unlike the others, these figures stay when the source changes, and the page says of
+when they are.
 """
 
 from __future__ import annotations

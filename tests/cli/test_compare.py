@@ -185,7 +185,8 @@ def test_deep_networks_are_proven_the_same(
     backends: list[str], tmp_path: Path, name: str, shape: str
 ) -> None:
     """In two backends, which add in different orders, though rounding carries further than in ResNet-18."""
-    chosen = ["--backends", ",".join(backends[1:3] or backends), "--precision", "float64", "--steps", "10"]
+    two = [name for name in ("torch", "tf") if name in backends] or backends
+    chosen = ["--backends", ",".join(two), "--precision", "float64", "--steps", "10"]
     options = ["--input-shape", shape, *chosen]
     done = run("compare", name, *options, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
