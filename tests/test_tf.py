@@ -332,7 +332,10 @@ def test_without_a_choice_keras_runs_on_tensorflow(
 
 @pytest.mark.parametrize("padding", [pytest.param("same", marks=pytest.mark.deep), "symmetric"])
 @pytest.mark.parametrize("strides", [1, 2])
-@pytest.mark.parametrize(("groups", "width"), [(8, 4), (4, 24), (2, 64), (3, 5), (40, 1)])
+@pytest.mark.parametrize(
+    ("groups", "width"),
+    [*((8, 4), (3, 5), (40, 1)), *(pytest.param(*p, marks=pytest.mark.deep) for p in ((4, 24), (2, 64)))],
+)
 def test_groups_put_together_are_keras_grouped_convolution(
     groups: int, width: int, strides: int, padding: str
 ) -> None:

@@ -29,7 +29,7 @@ def reference(backend: str, name: str, arch: Architecture) -> Any:
         pytest.skip(str(missing))
 
 
-@pytest.mark.core_in("torch")
+@pytest.mark.deep
 def test_the_label_says_whose_network_it_is(backend: str) -> None:
     resnet = reference(backend, "resnet18", architecture("resnet18"))
     assert (resnet.label, reference(backend, "resnext50_32x4d", RESNEXT).label) == LABELS[backend]
@@ -71,5 +71,6 @@ def test_what_gluons_zoo_lacks_is_one_line(mxnet: str) -> None:
     one_line(error, "Gluon's model zoo has no small")
 
 
+@pytest.mark.deep
 def test_gluons_own_names_are_in_its_zoo(mxnet: str) -> None:
     assert reference(mxnet, "resnet18_v1", architecture("resnet18_v1")).label == "Gluon's model zoo"

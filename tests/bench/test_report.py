@@ -204,11 +204,12 @@ def other_precisions(bench: Bench) -> None:
         bench.cells[Cell(contender, "train", 8)] = copy.deepcopy(bench.cells[INFER_8])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "change",
     [
-        *(one_contender, no_training, no_network_of_ours, other_precisions),
-        *(pytest.param(c, marks=pytest.mark.deep) for c in (one_mode, one_batch, no_memory, no_peak, a_gpu)),
+        *(one_contender, one_mode, one_batch, no_training, no_memory, no_network_of_ours, no_peak, a_gpu),
+        other_precisions,
     ],
 )
 def test_whatever_is_missing_the_rest_is_shown(

@@ -79,7 +79,7 @@ SOON = 60  # seconds; at once, on a busy machine too, where a measurement of all
 TINY = ["resnet18", "--input-shape", "1,33,33"]
 
 
-@pytest.mark.core_in("torch")
+@pytest.mark.deep
 def test_a_backend_is_measured(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: str
 ) -> None:
