@@ -116,9 +116,9 @@ def is_backbone(name: str) -> bool:
 
 # The ResNeXt takes what its groups may tell apart, all at once; frameworks compile each for seconds.
 # There, the core has the options together: one that is forgotten shows in all.
-of_the_quick = pytest.mark.core_in("torch")
-RUNS = [pytest.param(case, "residual", marks=of_the_quick) for case in OPTIONS]
-RUNS += [pytest.param("all", "residual", marks=of_the_quick)]
+in_torch = pytest.mark.core_in("torch")
+RUNS = [pytest.param(case, "residual", marks=in_torch) for case in OPTIONS]
+RUNS += [pytest.param("all", "residual", marks=in_torch)]
 RUNS += [pytest.param("all but freeze", network) for network in NETWORKS]
 
 

@@ -134,7 +134,7 @@ def test_a_named_backend_that_is_missing_is_one_line_with_the_install_command(
     assert "'jax' is not installed; run: pip install \"resnet-tabs[jax]\"" in line
 
 
-@pytest.mark.deep  # in the core for one framework alone: noxfile.py
+@pytest.mark.deep  # the sessions of one framework run it too
 def test_a_backend_that_is_missing_is_a_row_and_no_pass(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, backends: list[str]
 ) -> None:

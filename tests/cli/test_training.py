@@ -104,7 +104,7 @@ def options(request: pytest.FixtureRequest, backends: list[str]) -> list[str]:
 def whole(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Weights:
     """What that run ends with, if nothing stops it."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    succeed_here(*options, "--out", out)
+    succeed(*options, "--out", out)  # in a process of its own: as many threads, so the same bits
     return load_checkpoint(out / "last.safetensors")[1]
 
 
@@ -132,7 +132,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert int(step) >= 2
     _, weights = load_checkpoint(out / "last.safetensors")
     assert not np.array_equal(weights["last.bias"], np.zeros(10))
-    assert f"going on after step {step}" in succeed_here(*shlex.split(again))
+    assert f"going on after step {step}" in succeed(*shlex.split(again))
     assert len([r for r in read_history(out) if r["event"] == "step"]) == 8
     for name, array in load_checkpoint(out / "last.safetensors")[1].items():
         assert array.tobytes() == whole[name].tobytes(), name
