@@ -161,7 +161,7 @@ def judged(known: Comparison, evidence: Evidence) -> Comparison:
 def computed(known: Comparison, fault: Fault) -> Evidence:
     """The evidence of an oracle with this fault."""
     with computed_by(fault.kind):
-        candidate = Candidate("oracle", fault.changed(known.job), "float64")
+        candidate = Candidate.of("oracle", fault.changed(known.job), "float64")
         look = candidate.look()
         candidate.start(known.asleep)
         return Evidence.of(look, *candidate.finish())

@@ -77,13 +77,13 @@ def verify(
 
     proven = []
     with report.progress("Verifying", str(checkpoint), x, source) as tell:
-        computed = verifying.activations("oracle", network, weights, x)
+        expected = verifying.Expected.of(network, weights, x)
         tell("oracle: done")
         if recording:
-            verifying.check_shapes(recording, computed, f"{len(x)} images from {source}")
+            verifying.check_shapes(recording, expected.computed, f"{len(x)} images from {source}")
         installed = [backend.name for backend in chosen if backend.installed]
-        found = verifying.verify(network, weights, x, computed, installed, precision, device, tell)
-        match = verifying.against(network, weights, x, computed, recording, tell) if recording else None
+        found = verifying.verify(expected, installed, precision, device, tell)
+        match = verifying.against(expected, recording, tell) if recording else None
     if chosen:
         outcome = report.Outcome(found, chosen)
         report.show_outcome(outcome)

@@ -18,7 +18,6 @@ from common.interop.families import FAMILIES
 from common.weights import Weights
 
 SIZES = ((65, 97), (64, 96))  # odd and even: padding shows at one of them
-BOUNDS = LAYER_BOUNDS
 
 
 def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
@@ -48,7 +47,7 @@ def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
         found.append(deviation(logits, ours))
         oracle.load_weights(moved(weights, x.shape))
         far = deviation(oracle.predict(x), ours)
-        bounds.append(allowed(BOUNDS[logits.dtype.name], far, logits.dtype.name))
+        bounds.append(allowed(LAYER_BOUNDS[logits.dtype.name], far, logits.dtype.name))
     off = f"{found[0]:.1e} at 65×97 and {found[1]:.1e} at 64×96"
     if not all(value <= bound for value, bound in zip(found, bounds, strict=True)):
         raise BadInput(f"not proven: the logits are off by {off} from those of {family}'s own network")

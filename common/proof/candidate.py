@@ -24,23 +24,22 @@ class Candidate:
     """One backend at a job in one dtype: first it shows what it computes, then it is trained.
 
     Args:
-        name: of the backend.
+        model: of the job's architecture.
         dtype: what it computes in.
     """
 
-    def __init__(self, name: str, job: Job, dtype: str) -> None:
-        self.job = job
-        device = "cpu" if name == "oracle" else job.device
-        self.use(load_backend(name).build(job.arch, dtype, device, job.compile))
-        self.dtype = dtype
+    def __init__(self, model: Model, job: Job, dtype: str) -> None:
+        self.model, self.job, self.dtype = model, job, dtype
+        model.load_weights(job.weights)
         self.taken = 0  # steps
         self.trained: Weights = {}
         self.path: list[Weights] = []
 
-    def use(self, model: Model) -> None:
-        """Compute with this model from now on."""
-        self.model = model
-        model.load_weights(self.job.weights)
+    @classmethod
+    def of(cls, name: str, job: Job, dtype: str) -> Candidate:
+        """The backend of this name."""
+        device = "cpu" if name == "oracle" else job.device
+        return cls(load_backend(name).build(job.arch, dtype, device, job.compile), job, dtype)
 
     def look(self) -> Look:
         """What it puts out, and its gradients, before any step."""
@@ -140,8 +139,10 @@ class Reference:
     def __init__(self, job: Job) -> None:
         self.job = job
         moved = replace(job, weights=horizon.moved(job.weights, job.x.shape))
-        self.candidates = [Candidate("oracle", job, "float64"), Candidate("oracle", moved, "float64")]
-        self.candidates[1].use(OneByOne(job.arch))
+        self.candidates = [
+            Candidate.of("oracle", job, "float64"),
+            Candidate(OneByOne(job.arch), moved, "float64"),
+        ]
 
     def look(self) -> list[Look]:
         """Of both."""

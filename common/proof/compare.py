@@ -25,7 +25,7 @@ _candidate: Candidate | Reference  # of this process
 def enter(name: str, job: Job, dtype: str) -> None:
     """Build a backend in this process."""
     global _candidate
-    _candidate = Reference(job) if name == "oracle" else Candidate(name, job, dtype)
+    _candidate = Reference(job) if name == "oracle" else Candidate.of(name, job, dtype)
 
 
 def ask(method: str, *args: Any) -> Any:

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -289,35 +290,33 @@ def worst_pair(between: Mapping[str, float]) -> tuple[float, str]:
     return between[pair], pair
 
 
-def first_outside(
-    kind: str,
-    walk: Iterable[tuple[str, float]],
-    bound: float,
-    far: Mapping[str, float] | None = None,
-    dtype: str = "float64",
-    after_steps: bool = False,
-) -> str:
-    """Which of these deviations, in the order of computation, is the first out of bounds; "" if none is.
+def first_outside(kind: str, walk: Iterable[tuple[str, float]], bound: Callable[[str], float | None]) -> str:
+    """Which of these deviations, in the order of computation, is the first out of its bound; "" if none is.
 
-    Where rounding carries one `far`, it may be as far as that allows; where too far, it is no evidence.
+    What has no bound is no evidence.
     """
     before = "it is the first"
     for name, value in walk:
-        here = far.get(name, 0.0) if far else 0.0
-        if is_claimed(here, dtype) and not value <= allowed(bound, here, dtype, after_steps):
+        most = bound(name)
+        if most is not None and not value <= most:
             return f"First {kind} that differs: {name}, by {value:.1e} ({before})"
         before = f"{name} just before: {value:.1e}"
     return ""
 
 
 def first_difference(walks: Walks, far: Mapping[str, Mapping[str, float]], dtype: str) -> str:
-    """Where two part ways: the first that is out of bounds, and the one before."""
-    for kind, walk in walks:
-        after_steps = kind in ("step", "trained weight")
-        bound = STEPS_BOUND if after_steps else LAYER_BOUNDS[dtype]
-        if line := first_outside(kind, walk, bound, far.get(kind), dtype, after_steps):
-            return line
-    return ""
+    """Where two part ways: the first that is out of bounds, and the one before.
+
+    Each may be as `far` off as rounding carries it; where that is too far, it is no evidence.
+    """
+
+    def bound(kind: str, name: str) -> float | None:
+        here, after_steps = far.get(kind, {}).get(name, 0.0), kind in ("step", "trained weight")
+        floor = STEPS_BOUND if after_steps else LAYER_BOUNDS[dtype]
+        return allowed(floor, here, dtype, after_steps) if is_claimed(here, dtype) else None
+
+    lines = (first_outside(kind, walk, partial(bound, kind)) for kind, walk in walks)
+    return next((line for line in lines if line), "")
 
 
 def walks(a: Evidence, b: Evidence, steps: int) -> Walks:

@@ -22,7 +22,7 @@ from common.backend import BACKENDS, Backend
 from common.files import write_atomically
 from common.pages import LABELS, console, installed_version, show_backends, show_verdict
 from common.proof.judge import Comparison, Findings
-from common.proof.verify import BOUNDS, Match
+from common.proof.verify import Match
 from common.proof.workers import workers_bound
 from common.summary import Row
 from common.timing import ROUNDS, Spread, busy
@@ -155,7 +155,6 @@ def show_outcome(outcome: Outcome) -> None:
 
 def show_match(match: Match, name: str) -> None:
     """Print how far a recording is from the oracle in each layer, and the verdict."""
-    bound = BOUNDS[match.precision]
     table = Table(
         "against the oracle",
         title=f"Deviations of {escape(name)}, whose values are {match.precision}",
@@ -166,7 +165,9 @@ def show_match(match: Match, name: str) -> None:
         table.add_column(heading)
     for line in match.lines:
         explained = "" if line.explained is None else f"{line.explained:.1e}"
-        table.add_row(line.layer, line.layout, _number(line.deviation, bound), explained, f"{bound:.0e}")
+        table.add_row(
+            line.layer, line.layout, _number(line.deviation, line.bound), explained, f"{line.bound:.0e}"
+        )
     console().print(table)
     if match.ignored:
         console().print(f"Not compared: {escape(', '.join(map(repr, match.ignored)))}", soft_wrap=True)

@@ -22,7 +22,7 @@ from common.backend import load_backend
 from common.data.images import check_images
 from common.deviation import deviation
 from common.errors import BadInput, MissingFile
-from common.horizon import LAYER_BOUNDS
+from common.horizon import LAYER_BOUNDS, allowed
 from common.oracle import Array
 from common.processes.workers import Shares
 from common.proof.compare import each
@@ -32,9 +32,7 @@ from common.weights import Weights
 
 Activations = dict[str, NDArray]
 
-# How far a recording in this type may be from the oracle. ResNet-18 computed in float16 is off by 8e-4.
-BOUNDS = LAYER_BOUNDS | {"float16": 5e-3}
-# A trap is the cause if it brings the deviation below this, and down to a hundredth.
+# A trap is the cause if it brings the deviation below this, or the layer's bound, and down to a hundredth.
 EXPLAINED = {"float64": 1e-10, "float32": 1e-4, "float16": 5e-3}
 GAIN = 100
 NEAREST = 4  # traps that are tried together with every other, when none is the cause alone
@@ -51,11 +49,34 @@ def activations(
     return model.activations(x)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What the oracle computes of images (N, C, H, W), and how far rounding carries each layer."""
+
+    arch: Architecture
+    weights: Weights
+    x: NDArray
+    computed: Activations
+    far: dict[str, float]
+
+    @classmethod
+    def of(cls, arch: Architecture, weights: Weights, x: NDArray) -> Expected:
+        """Let the oracle compute it, and again from moved weights."""
+        computed = activations("oracle", arch, weights, x)
+        moved = activations("oracle", arch, horizon.moved(weights, x.shape), x)
+        far = {layer: deviation(moved[layer], computed[layer]) for layer in computed}
+        return cls(arch, weights, x, computed, far)
+
+    def bounds(self, dtype: str) -> dict[str, float]:
+        """How far each layer may be off in this type.
+
+        What rounding decides is held to the floor: nobody is told here that it is not claimed.
+        """
+        return {layer: allowed(LAYER_BOUNDS[dtype], far, dtype) for layer, far in self.far.items()}
+
+
 def verify(
-    arch: Architecture,
-    weights: Weights,
-    x: NDArray,
-    computed: Activations,
+    expected: Expected,
     names: list[str],
     dtype: str,
     device: str,
@@ -64,8 +85,7 @@ def verify(
     """Run the network in every named backend, each in a process of its own, and decide.
 
     Args:
-        x: images (N, C, H, W).
-        computed: the oracle's `activations` of them.
+        expected: the network and the images, as the oracle has them.
         names: backends to compare with the oracle.
         dtype, device: of the backends.
         progress: is told, in a line, whenever something has been done.
@@ -73,11 +93,12 @@ def verify(
     found = Findings()
     outputs: dict[str, Activations] = {}
     shares = Shares(AT_ONCE)
+    network = expected.arch, expected.weights, expected.x
 
     def gather(name: str) -> None:
         with shares.process() as process:
             start = time.perf_counter()
-            outputs[name] = process.run(activations, name, arch, weights, x, dtype, device)
+            outputs[name] = process.run(activations, name, *network, dtype, device)
             progress(f"{name}: {dtype} done in {time.perf_counter() - start:.1f} s")
 
     names = [name for name in names if name != "oracle"]
@@ -86,24 +107,18 @@ def verify(
     if not evidence:
         return found
     found.deviations[dtype], found.worst_pairs[dtype] = {}, {}
-    moved = activations("oracle", arch, horizon.moved(weights, x.shape), x)
-    carried = {layer: deviation(moved[layer], computed[layer]) for layer in computed}
-    # What rounding decides is held to the bound all the same: nobody is told here that it is not claimed.
-    far = {layer: off for layer, off in carried.items() if horizon.is_claimed(off, dtype)}
-    found.bounds[dtype] = {
-        layer: horizon.allowed(LAYER_BOUNDS[dtype], carried[layer], dtype) for layer in computed
-    }
+    bounds = found.bounds[dtype] = expected.bounds(dtype)
     walks: dict[str, list[tuple[str, float]]] = {}
-    for layer in computed:
+    for layer, right in expected.computed.items():
         of_layer = {name: layers[layer] for name, layers in evidence.items()}
-        against_oracle, between = deviations(deviation, of_layer, computed[layer])
+        against_oracle, between = deviations(deviation, of_layer, right)
         found.deviations[dtype][layer] = against_oracle
         if between:
             found.worst_pairs[dtype][layer] = worst_pair(between)
         for name, value in {**against_oracle, **between}.items():
             walks.setdefault(name, []).append((layer, value))
     for name, walk in walks.items():
-        if line := first_outside("layer", walk, LAYER_BOUNDS[dtype], far, dtype):
+        if line := first_outside("layer", walk, bounds.get):
             found.differences.append(f"{name} in {dtype}: {line}")
     return found
 
@@ -203,11 +218,19 @@ def nearest(read: Activations, computed: NDArray) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class Line:
-    """A recorded layer: the layout it was read in, its deviation from the oracle, and that with the cause."""
+    """A recorded layer.
+
+    Attributes:
+        layout: it was read in.
+        deviation: from the oracle.
+        bound: of that.
+        explained: what it is with the cause.
+    """
 
     layer: str
     layout: str
     deviation: float
+    bound: float
     explained: float | None = None
 
 
@@ -249,26 +272,20 @@ def check_shapes(recording: Recording, computed: Activations, on: str) -> None:
 
 @np.errstate(all="ignore")  # a trap may overflow, which makes it the worst
 def against(
-    arch: Architecture,
-    weights: Weights,
-    x: NDArray,
-    computed: Activations,
-    recording: Recording,
-    progress: Callable[[str], None] = lambda line: None,
+    expected: Expected, recording: Recording, progress: Callable[[str], None] = lambda line: None
 ) -> Match:
-    """Compare a recording with what the oracle `computed` on the same images `x`, and look for the cause."""
-    lines = []
+    """Compare a recording with what the oracle computes on the same images, and look for the cause."""
+    lines, computed, bounds = [], expected.computed, expected.bounds(recording.precision)
     for name, array in recording.layers.items():
         value, layout = nearest(readings(array, computed[name].shape), computed[name])
-        lines.append(Line(name, layout, value))
-    bound = BOUNDS[recording.precision]
-    difference = first_outside("layer", ((line.layer, line.deviation) for line in lines), bound)
+        lines.append(Line(name, layout, value, bounds[name]))
+    difference = first_outside("layer", ((line.layer, line.deviation) for line in lines), bounds.get)
     if not difference:
         return Match(lines, recording.precision, recording.ignored)
-    differs = next(i for i, line in enumerate(lines) if not line.deviation <= bound)
+    differs = next(i for i, line in enumerate(lines) if not line.deviation <= line.bound)
     progress(f"{lines[differs].layer} differs: looking for the cause")
     before = lines[differs - 1] if differs else None
-    cause, explained = Search(arch, weights, x, computed, recording, before, lines[differs]).cause()
+    cause, explained = Search(expected, recording, before, lines[differs]).cause()
     after = [replace(line, explained=explained.get(line.layer)) for line in lines]
     return Match(after, recording.precision, recording.ignored, difference, cause)
 
@@ -305,28 +322,20 @@ class Search:
     image that is furthest off is computed, except where batch statistics need them all.
 
     Args:
-        arch, weights, x, computed, recording: as for `against`.
+        expected, recording: as for `against`.
         before: the last recorded layer that agrees, if there is one.
         wrong: the first that does not.
     """
 
-    def __init__(
-        self,
-        arch: Architecture,
-        weights: Weights,
-        x: NDArray,
-        computed: Activations,
-        recording: Recording,
-        before: Line | None,
-        wrong: Line,
-    ) -> None:
-        names = arch.stage_names()
-        self.arch, self.weights, self.recording = arch, weights, recording
+    def __init__(self, expected: Expected, recording: Recording, before: Line | None, wrong: Line) -> None:
+        self.arch, self.weights, self.recording = expected.arch, expected.weights, recording
+        names, x, computed = self.arch.stage_names(), expected.x, expected.computed
         self.wrong, self.right = wrong, computed[wrong.layer]
         self.start = names.index(before.layer) + 1 if before else 0
         self.names = names[self.start :]
         self.given = computed[before.layer] if before else np.asarray(x, np.float64)
-        self.bound, self.rounding = BOUNDS[recording.precision], EXPLAINED[recording.precision]
+        self.bound = wrong.bound
+        self.rounding = max(EXPLAINED[recording.precision], *expected.bounds(recording.precision).values())
         self.read = readings(recording.layers[wrong.layer], self.right.shape)
         errors = self.read[wrong.layout] - self.right
         furthest = int(np.linalg.norm(errors.reshape(len(x), -1), axis=1).argmax())

@@ -6,6 +6,6 @@ from common.proof.judge import Evidence, Job
 
 def evidence_of(job: Job) -> Evidence:
     """The oracle's."""
-    oracle = Candidate("oracle", job, "float64")
+    oracle = Candidate.of("oracle", job, "float64")
     look, (trained, _) = oracle.look(), oracle.finish()
     return Evidence(**vars(look), trained=trained)

@@ -15,6 +15,7 @@ from common.architecture import Architecture
 from common.backend import BACKENDS
 from common.deviation import CHUNK, deviation, distance, worst_gradient
 from common.errors import BadInput
+from common.horizon import LAYER_BOUNDS
 from common.interop import prove
 from common.pages import installed_version
 from common.proof import verify, workers
@@ -126,9 +127,10 @@ LAYERS = {"float64": 1e-12, "float32": 1e-5}
 
 
 def test_the_bounds_are_those_the_project_claims() -> None:
-    found = [(q.name, dtype, bound) for q in quantities(2) for dtype, bound in q.bounds.items()]
+    compared = [(q, dtype) for q in quantities(2) for dtype in ("float64", "float32")]
+    found = [(q.name, dtype, q.bounds[dtype]) for q, dtype in compared if dtype in q.bounds]
     assert sorted(found) == sorted(HEADLINE)
-    assert (STEPS_BOUND, prove.BOUNDS, verify.BOUNDS) == (1e-10, LAYERS, LAYERS | {"float16": 5e-3})
+    assert (STEPS_BOUND, LAYER_BOUNDS) == (1e-10, LAYERS | {"float16": 5e-3})
 
 
 @pytest.mark.parametrize(("quantity", "dtype", "bound"), HEADLINE)
@@ -170,7 +172,7 @@ def test_a_recording_at_half_the_bound_agrees_and_at_twice_does_not(
     for times in (0.5, 2.0):
         layers = {"last": oracle.logits * (1 + times * bound)}
         recording = verify.Recording(layers, dtype, None, [])
-        match = verify.against(ARCH, job.weights, job.x, oracle.activations, recording)
+        match = verify.against(verify.Expected.of(ARCH, job.weights, job.x), recording)
         assert match.agrees == (times < 1)
 
 
@@ -298,7 +300,7 @@ def test_steps_are_taken_to_the_number_asked_for_whatever_is_timed(job: Job) -> 
     """Timing takes steps of its own accord: fewer or more than the job's."""
     plain = evidence_of(job).trained
     for steps in (0, 1, 2, 7):
-        candidate = Candidate("oracle", dataclasses.replace(job, steps=steps), "float64")
+        candidate = Candidate.of("oracle", dataclasses.replace(job, steps=steps), "float64")
         candidate.look()
         candidate.warm_up()
         candidate.time_round()
@@ -358,4 +360,5 @@ def test_results_are_json_even_where_a_figure_is_not_a_number(job: Job, oracle: 
 
 def test_nan_is_the_worst_pair_and_the_first_layer_that_differs() -> None:
     assert worst_pair({"torch–jax": 1.0, "torch–tf": np.nan, "jax–tf": 2.0})[1] == "torch–tf"
-    assert "b2, by nan (b1 just before" in first_outside("layer", [("b1", 0.0), ("b2", np.nan)], 1e-12)
+    walk = [("b1", 0.0), ("b2", np.nan)]
+    assert "b2, by nan (b1 just before" in first_outside("layer", walk, lambda name: 1e-12)

@@ -170,7 +170,7 @@ def test_what_rounding_decides_is_held_to_the_bound_where_it_is_not_said(
 
     monkeypatch.setattr(verify, "activations", activations)
     monkeypatch.setattr(Process, "run", lambda process, function, *arguments: function(*arguments))
-    found = verify.verify(DEEP, job.weights, job.x, right, ["torch"], "float64", "cpu")
+    found = verify.verify(verify.Expected.of(DEEP, job.weights, job.x), ["torch"], "float64", "cpu")
     assert "First layer that differs: b1" in found.differences[0]
     assert set(found.bounds["float64"].values()) == {1e-12}
 

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from common import Architecture, cli, save_checkpoint
 from common.backend import BACKENDS
 from common.errors import BadInput
+from common.horizon import LAYER_BOUNDS
 from common.proof import verify
-from common.proof.verify import Match, Recording, against, check_shapes, read_recording, readings
+from common.proof.verify import Expected, Match, Recording, against, check_shapes, read_recording, readings
 from common.weights import Weights
 from tests.helpers import one_line, random_batch, random_weights
 
@@ -134,17 +135,18 @@ EPSILON = Naive(epsilon=1e-3)
 class Network:
     """A network and images, and what the oracle computes."""
 
-    arch: Architecture
-    weights: Weights
-    x: NDArray
-    computed: dict[str, NDArray]
+    expected: Expected
 
     @classmethod
-    def of(cls, block: str, size: tuple[int, int], count: int = 3) -> "Network":
+    def of(
+        cls, block: str, size: tuple[int, int], count: int = 3, weights: Weights | None = None
+    ) -> "Network":
         arch = ARCHS[block]
-        weights = random_weights(arch)
         x, _ = random_batch(arch, count, *size)
-        return cls(arch, weights, x, verify.activations("oracle", arch, weights, x))
+        return cls(Expected.of(arch, weights or random_weights(arch), x))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.expected, name)
 
     def record(self, port: Naive = Naive(), **changed: Any) -> dict[str, NDArray]:
         return port.activations(self.arch, changed.get("weights", self.weights), changed.get("x", self.x))
@@ -153,7 +155,7 @@ class Network:
         """As the command does, through a file."""
         recording = through_a_file(layers, self.arch)
         check_shapes(recording, self.computed, "the images")
-        return against(self.arch, self.weights, self.x, self.computed, recording)
+        return against(self.expected, recording)
 
 
 def through_a_file(layers: dict[str, NDArray], arch: Architecture) -> Recording:
@@ -179,6 +181,34 @@ def test_a_right_port_agrees(block: str, size: tuple[int, int], dtype: str) -> N
     assert match.agrees, match
     assert match.precision == dtype
     assert [line.layer for line in match.lines] == LAYERS
+
+
+# What the first batch norm subtracts, and how far a right port may then be off.
+LARGE_MEANS = {"float64": (3e5, 0.0), "float32": (3e3, 3e-4)}
+
+
+def recorded_of_large_means(port: Naive, dtype: str) -> tuple[Network, dict[str, NDArray]]:
+    """A network that magnifies rounding, and a port that leaves out what the first batch norm takes away."""
+    mean, off = LARGE_MEANS[dtype]
+    plain = Network.of("residual", EVEN)
+    added = {"b1.conv.bias": mean, "b1.bn.running_mean": mean}
+    weights = {name: array + added.get(name, 0.0) for name, array in plain.weights.items()}
+    layers = {name: (array * (1 + off)).astype(dtype) for name, array in plain.record(port).items()}
+    return Network.of("residual", EVEN, weights=weights), layers
+
+
+@pytest.mark.parametrize("dtype", LARGE_MEANS)
+def test_a_right_port_of_a_network_that_magnifies_rounding_agrees(dtype: str) -> None:
+    network, layers = recorded_of_large_means(Naive(), dtype)
+    match = network.judge(layers)
+    assert max(line.deviation for line in match.lines) > 3 * LAYER_BOUNDS[dtype]
+    assert match.agrees, match
+
+
+@pytest.mark.parametrize("dtype", LARGE_MEANS)
+def test_a_cause_is_named_in_a_network_that_magnifies_rounding(dtype: str) -> None:
+    network, layers = recorded_of_large_means(SAME, dtype)
+    assert "Likely cause: padding SAME" in network.judge(layers).cause
 
 
 def flip(name: str, array: NDArray) -> NDArray:
@@ -516,9 +546,7 @@ def test_a_trap_that_overflows_never_wins(port: Naive) -> None:
         else array
         for name, array in small.weights.items()
     }
-    network = replace(
-        small, weights=weights, computed=verify.activations("oracle", small.arch, weights, small.x)
-    )
+    network = Network.of("resnext", EVEN, weights=weights)
     for layers in (network.record(port), {"last": network.record(port)["last"]}):
         cause = network.judge(layers).cause
         assert "Likely cause: padding SAME" in cause if port == SAME else cause == verify.UNKNOWN
@@ -714,7 +742,7 @@ def test_a_broken_backend_is_named_with_its_first_layer(
     monkeypatch.setattr(verify, "Shares", Here)
     monkeypatch.setattr(verify, "activations", broken)
     names = ["mxnet", "torch", "tf", "jax"]
-    found = verify.verify(even.arch, even.weights, even.x, even.computed, names, "float64", "cpu")
+    found = verify.verify(even.expected, names, "float64", "cpu")
     assert not found.agree
     assert found.failures == {"mxnet": "RuntimeError: out of memory"}
     lines = [line for line in found.differences if line.startswith("jax in float64: First layer that")]
