@@ -60,13 +60,15 @@ def sample(weights: Weights) -> Weights:
     return {name: array.ravel()[:: array.size // SAMPLE | 1].copy() for name, array in weights.items()}
 
 
-def allowed(floor: float, horizon: float, dtype: str = "float64", after_steps: bool = False) -> float:
+def allowed(floor: float, horizon: float, dtype: str = "float64", after_steps: bool = False) -> float | None:
     """How far right programs may be apart, with this horizon in float64; never less than the floor.
 
-    Where rounding decides, it excuses nothing: then it is the floor.
+    None where rounding decides, and nothing can be told from a deviation.
     """
+    if not is_claimed(horizon, dtype):
+        return None
     multiple = AFTER_STEPS if after_steps else MULTIPLE[dtype]
-    return max(floor, multiple * _in(dtype, horizon)) if is_claimed(horizon, dtype) else floor
+    return max(floor, multiple * _in(dtype, horizon))
 
 
 def is_claimed(horizon: float, dtype: str = "float64") -> bool:

@@ -39,20 +39,26 @@ def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
         ) from None
     oracle = load_backend("oracle").build(arch)
 
-    found, bounds = [], []
+    found, failed = [], []
     for height, width in SIZES:
         x = np.random.default_rng(0).random((2, arch.in_channels, height, width))
         oracle.load_weights(weights)
         ours, logits = oracle.predict(x), own(x)
-        found.append(deviation(logits, ours))
+        off = deviation(logits, ours)
         oracle.load_weights(moved(weights, x.shape))
         far = deviation(oracle.predict(x), ours)
-        bounds.append(allowed(LAYER_BOUNDS[logits.dtype.name], far, logits.dtype.name))
-    off = f"{found[0]:.1e} at 65×97 and {found[1]:.1e} at 64×96"
-    if not all(value <= bound for value, bound in zip(found, bounds, strict=True)):
-        raise BadInput(f"not proven: the logits are off by {off} from those of {family}'s own network")
+        floor = LAYER_BOUNDS[logits.dtype.name]
+        bound = allowed(floor, far, logits.dtype.name)
+        if not off <= (bound or floor):
+            failed.append("" if bound else ", which may be rounding: it decides the logits of this network")
+        found.append(f"{off:.1e} at {height}×{width}")
+    off_by = " and ".join(found)
+    if failed:
+        raise BadInput(
+            f"not proven: the logits are off by {off_by} from those of {family}'s own network{failed[0]}"
+        )
     python = ".".join(map(str, sys.version_info[:3]))
     return (
-        f"logits within {off} of {family}'s own network in {logits.dtype}; "
+        f"logits within {off_by} of {family}'s own network in {logits.dtype}; "
         f"{release}, NumPy {np.__version__}, Python {python}, {datetime.now(UTC):%Y-%m-%d}"
     )

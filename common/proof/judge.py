@@ -116,13 +116,14 @@ class Findings:
     """How far apart backends are. Deviations are by dtype, quantity and backend, against the oracle.
 
     So are bounds by dtype and quantity; what has none is shown only. What is `unclaimed` has none because
-    rounding decides it in the finest type compared.
+    rounding decides it in the finest type compared. `horizon` is how far it carries each, in float64.
     """
 
     deviations: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     bounds: dict[str, dict[str, float]] = field(default_factory=dict)
     unclaimed: list[str] = field(default_factory=list)
     worst_pairs: dict[str, dict[str, tuple[float, str]]] = field(default_factory=dict)
+    horizon: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
 
@@ -140,7 +141,6 @@ class Comparison(Findings):
         moved: the oracle's evidence again, from moved weights; none where bounds alone shall decide.
         asleep: whether steps start with branches that are asleep.
         workers: for each quantity, how far several workers of a backend end from one; none where not asked.
-        horizon: how far rounding carries each quantity, in float64.
         steps: after each step, how far each backend's change of the parameters is from the oracle's.
         step_horizon: the same of the oracle from moved weights.
     """
@@ -148,7 +148,6 @@ class Comparison(Findings):
     job: Job
     moved: Evidence | None = None
     asleep: bool = False
-    horizon: dict[str, float] = field(default_factory=dict)
     steps: dict[str, list[float]] = field(default_factory=dict)
     step_horizon: list[float] = field(default_factory=list)
 
@@ -228,13 +227,13 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
         followed = dtype == "float64" or found.claimed == found.job.steps  # float32 keeps no path
         steps = found.claimed if followed else 0
         for quantity in quantities(steps):
-            bound, far = quantity.bounds.get(dtype), found.horizon.get(quantity.name, 0.0)
-            if bound and is_claimed(far, dtype):
-                bound = allowed(bound, far, dtype, quantity.after_steps)
-                found.bounds[dtype][quantity.name] = bound
-            elif bound:
-                bound = None
-                found.unclaimed += [quantity.name] if dtype == dtypes[0] else []
+            bound, far = None, found.horizon.get(quantity.name, 0.0)
+            if dtype in quantity.bounds:
+                bound = allowed(quantity.bounds[dtype], far, dtype, quantity.after_steps)
+                if bound:
+                    found.bounds[dtype][quantity.name] = bound
+                else:
+                    found.unclaimed += [quantity.name] if dtype == dtypes[0] else []
             against_oracle, between = deviations(quantity.deviation, evidence, reference)
             found.deviations[dtype][quantity.name] = against_oracle
             if between:
@@ -313,7 +312,7 @@ def first_difference(walks: Walks, far: Mapping[str, Mapping[str, float]], dtype
     def bound(kind: str, name: str) -> float | None:
         here, after_steps = far.get(kind, {}).get(name, 0.0), kind in ("step", "trained weight")
         floor = STEPS_BOUND if after_steps else LAYER_BOUNDS[dtype]
-        return allowed(floor, here, dtype, after_steps) if is_claimed(here, dtype) else None
+        return allowed(floor, here, dtype, after_steps)
 
     lines = (first_outside(kind, walk, partial(bound, kind)) for kind, walk in walks)
     return next((line for line in lines if line), "")

@@ -56,6 +56,10 @@ class Outcome:
         """Whether all that was asked for was compared, and agrees."""
         return bool(self.compared) and not self.missing and not self.found.unclaimed and self.found.agree
 
+    def horizon_in(self, dtype: str) -> dict[str, float]:
+        """How far rounding carries each quantity; nothing where that was not measured."""
+        return self.found.horizon if dtype == "float64" else {}
+
     @property
     def verdict(self) -> str:
         """One line: do they agree?"""
@@ -73,7 +77,7 @@ class Outcome:
         if not names:
             return "NOT PROVEN: the oracle was compared with nothing; name a framework with --backends"
         if self.found.unclaimed:
-            return f"NOT PROVEN: rounding decides {', '.join(self.found.unclaimed)}, whatever computes it"
+            return _undecided(self.found.unclaimed)
         return f"SAME: {names} and the oracle are one network, to the last digits of {self.precision}"
 
     @property
@@ -102,10 +106,6 @@ class Report(Outcome):
         """What is wrong with the timings; "" if nothing is."""
         return busy(self.found.elsewhere)
 
-    def horizon_in(self, dtype: str) -> dict[str, float]:
-        """How far rounding carries each quantity; nothing where that was not measured."""
-        return self.found.horizon if dtype == "float64" else {}
-
     @property
     def about_steps(self) -> str:
         """Where the steps start and how many are claimed, as a sentence; "" if there is nothing to say."""
@@ -133,7 +133,7 @@ def show(report: Report) -> None:
     show_backends(report.chosen)
     show_summary(report.rows)
     for dtype in report.found.deviations:
-        terminal.print(_deviation_table(report, dtype, report.horizon_in(dtype)))
+        terminal.print(_deviation_table(report, dtype))
     if report.about_steps:
         terminal.print(report.about_steps, highlight=False, markup=False)
     if report.found.workers:
@@ -149,7 +149,7 @@ def show_outcome(outcome: Outcome) -> None:
     """Print how far the backends are from the oracle in each layer, and the verdict."""
     show_backends(outcome.chosen)
     for dtype in outcome.found.deviations:
-        console().print(_deviation_table(outcome, dtype, {}))
+        console().print(_deviation_table(outcome, dtype))
     show_verdict(outcome.verdict, outcome.proven)
 
 
@@ -161,13 +161,13 @@ def show_match(match: Match, name: str) -> None:
         box=box.SIMPLE,
         title_justify="left",
     )
-    for heading in ("recorded as", "deviation", "with the cause", "bound"):
+    exact = match.precision == "float64"
+    for heading in ("recorded as", "deviation", "with the cause", *(["rounding"] if exact else []), "bound"):
         table.add_column(heading)
     for line in match.lines:
         explained = "" if line.explained is None else f"{line.explained:.1e}"
-        table.add_row(
-            line.layer, line.layout, _number(line.deviation, line.bound), explained, f"{line.bound:.0e}"
-        )
+        cells = [_number(line.deviation, line.bound), explained, *([f"{line.far:.1e}"] if exact else [])]
+        table.add_row(line.layer, line.layout, *cells, f"{line.bound:.0e}" if line.bound else "none")
     console().print(table)
     if match.ignored:
         console().print(f"Not compared: {escape(', '.join(map(repr, match.ignored)))}", soft_wrap=True)
@@ -175,8 +175,10 @@ def show_match(match: Match, name: str) -> None:
         verdict = (
             f"SAME: the recording and the oracle are one network, to the last digits of {match.precision}"
         )
-    else:
+    elif match.difference:
         verdict = f"DIFFERENT: {match.difference}. {match.cause}"
+    else:
+        verdict = _undecided(match.undecided)
     show_verdict(verdict, match.agrees)
 
 
@@ -196,8 +198,9 @@ def show_summary(rows: Mapping[str, list[Row]]) -> None:
     console().print(table)
 
 
-def _deviation_table(outcome: Outcome, dtype: str, far: Mapping[str, float]) -> Table:
+def _deviation_table(outcome: Outcome, dtype: str) -> Table:
     """One row a quantity; how far rounding carries it is known in float64."""
+    far = outcome.horizon_in(dtype)
     table = Table(
         "against the oracle",
         *[LABELS[name] for name in outcome.compared],
@@ -420,6 +423,10 @@ def _drawn(values: list[float]) -> list[float]:
 def _number(value: float, bound: float | None) -> str:
     text = f"{value:.1e}"
     return text if bound is None or value <= bound else f"[bold red]{text}[/]"
+
+
+def _undecided(what: list[str]) -> str:
+    return f"NOT PROVEN: rounding decides {', '.join(what)}, whatever computes it"
 
 
 def _tick(good: bool) -> str:

@@ -6,10 +6,10 @@ with a known trap, then with two, and a trap is named only if that gives what wa
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zipfile import is_zipfile
 
@@ -68,11 +68,9 @@ class Expected:
         return cls(arch, weights, x, computed, far)
 
     def bounds(self, dtype: str) -> dict[str, float]:
-        """How far each layer may be off in this type.
-
-        What rounding decides is held to the floor: nobody is told here that it is not claimed.
-        """
-        return {layer: allowed(LAYER_BOUNDS[dtype], far, dtype) for layer, far in self.far.items()}
+        """How far each layer may be off in this type; those that rounding decides have no bound."""
+        bounds = {layer: allowed(LAYER_BOUNDS[dtype], far, dtype) for layer, far in self.far.items()}
+        return {layer: bound for layer, bound in bounds.items() if bound}
 
 
 def verify(
@@ -108,6 +106,7 @@ def verify(
         return found
     found.deviations[dtype], found.worst_pairs[dtype] = {}, {}
     bounds = found.bounds[dtype] = expected.bounds(dtype)
+    found.horizon = expected.far
     walks: dict[str, list[tuple[str, float]]] = {}
     for layer, right in expected.computed.items():
         of_layer = {name: layers[layer] for name, layers in evidence.items()}
@@ -117,10 +116,17 @@ def verify(
             found.worst_pairs[dtype][layer] = worst_pair(between)
         for name, value in {**against_oracle, **between}.items():
             walks.setdefault(name, []).append((layer, value))
+    found.unclaimed = undecided(itertools.chain(*walks.values()), bounds, dtype)
     for name, walk in walks.items():
         if line := first_outside("layer", walk, bounds.get):
             found.differences.append(f"{name} in {dtype}: {line}")
     return found
+
+
+def undecided(walk: Iterable[tuple[str, float]], bounds: Mapping[str, float], dtype: str) -> list[str]:
+    """The layers that differ by more than the least bound, and of which rounding decides how far they do."""
+    off = (layer for layer, value in walk if layer not in bounds and not value <= LAYER_BOUNDS[dtype])
+    return list(dict.fromkeys(off))
 
 
 @dataclass(frozen=True)
@@ -223,14 +229,16 @@ class Line:
     Attributes:
         layout: it was read in.
         deviation: from the oracle.
-        bound: of that.
+        far: how far rounding carries it, in float64.
+        bound: of the deviation; none where rounding decides.
         explained: what it is with the cause.
     """
 
     layer: str
     layout: str
     deviation: float
-    bound: float
+    far: float
+    bound: float | None
     explained: float | None = None
 
 
@@ -243,6 +251,7 @@ class Match:
         precision, ignored: of the recording.
         difference: the first layer that differs, as a sentence; "" if none does.
         cause: why, as sentences.
+        undecided: layers that differ because of rounding, or not: nobody can tell.
     """
 
     lines: list[Line]
@@ -250,11 +259,12 @@ class Match:
     ignored: list[str]
     difference: str = ""
     cause: str = ""
+    undecided: list[str] = field(default_factory=list)
 
     @property
     def agrees(self) -> bool:
         """Whether no layer differs."""
-        return not self.difference
+        return not self.difference and not self.undecided
 
 
 def check_shapes(recording: Recording, computed: Activations, on: str) -> None:
@@ -278,11 +288,13 @@ def against(
     lines, computed, bounds = [], expected.computed, expected.bounds(recording.precision)
     for name, array in recording.layers.items():
         value, layout = nearest(readings(array, computed[name].shape), computed[name])
-        lines.append(Line(name, layout, value, bounds[name]))
-    difference = first_outside("layer", ((line.layer, line.deviation) for line in lines), bounds.get)
+        lines.append(Line(name, layout, value, expected.far[name], bounds.get(name)))
+    walk = [(line.layer, line.deviation) for line in lines]
+    difference = first_outside("layer", walk, bounds.get)
     if not difference:
-        return Match(lines, recording.precision, recording.ignored)
-    differs = next(i for i, line in enumerate(lines) if not line.deviation <= line.bound)
+        unclear = undecided(walk, bounds, recording.precision)
+        return Match(lines, recording.precision, recording.ignored, undecided=unclear)
+    differs = next(i for i, line in enumerate(lines) if line.bound and not line.deviation <= line.bound)
     progress(f"{lines[differs].layer} differs: looking for the cause")
     before = lines[differs - 1] if differs else None
     cause, explained = Search(expected, recording, before, lines[differs]).cause()
@@ -334,7 +346,7 @@ class Search:
         self.start = names.index(before.layer) + 1 if before else 0
         self.names = names[self.start :]
         self.given = computed[before.layer] if before else np.asarray(x, np.float64)
-        self.bound = wrong.bound
+        self.bound = expected.bounds(recording.precision)[wrong.layer]
         self.rounding = max(EXPLAINED[recording.precision], *expected.bounds(recording.precision).values())
         self.read = readings(recording.layers[wrong.layer], self.right.shape)
         errors = self.read[wrong.layout] - self.right
@@ -408,7 +420,7 @@ class Search:
     def _try(self, traps: tuple[Trap, ...], text: str, images: slice | None = None) -> Trial:
         images = images or self._images(traps)
         outputs = port(self.arch, self.weights, self.given[images], self.start, traps)
-        output = next(islice(outputs, self.names.index(self.wrong.layer), None))
+        output = next(itertools.islice(outputs, self.names.index(self.wrong.layer), None))
         off, without = (self._off(array, images) for array in (output, self.right[images]))
         left = np.nan_to_num(np.divide(off, without), nan=np.inf, posinf=np.inf)
         return Trial(off, float(left), output, traps, text)

@@ -22,7 +22,7 @@ from common.processes.workers import Process
 from common.proof import verify
 from common.proof.candidate import OneByOnePass
 from common.proof.judge import Comparison, Job, judge, way
-from common.proof.report import Report
+from common.proof.report import Outcome, Report, show_match
 from common.proof.traps import TRAPS
 from common.weights import Weights, initial_weights, is_statistic
 
@@ -96,7 +96,7 @@ def test_what_is_allowed_is_never_less_than_the_bound() -> None:
     assert allowed(1e-12, 1e-15) == 1e-12
     assert allowed(1e-12, 1e-11) == pytest.approx(3e-11)
     assert allowed(1e-10, 1e-10, after_steps=True) == pytest.approx(1e-9)
-    assert allowed(1e-12, 1e-7) == 1e-12  # what rounding decides excuses nothing
+    assert allowed(1e-12, 1e-7) is None  # rounding decides
     assert allowed(1e-4, 1e-12, "float32") == pytest.approx(1e-12 * 2**29)
     assert allowed(1e-4, 1e-14, "float32") == 1e-4
 
@@ -158,10 +158,14 @@ def test_nan_is_a_difference_where_the_oracle_has_it_too(known: Comparison) -> N
 
 
 @pytest.mark.parametrize("far", [0.0, 1e-7])
-def test_what_rounding_decides_is_held_to_the_bound_where_it_is_not_said(
-    known: Comparison, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, far: float
+def test_what_rounding_decides_is_neither_the_same_nor_different(
+    known: Comparison,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    far: float,
 ) -> None:
-    """In `verify` and in `convert --prove`, as if nothing had been measured."""
+    """In `verify`, of a recording too, and in `convert --prove`."""
     job, right = known.job, known.evidence["oracle", "float64"].activations
 
     def activations(name: str, arch: Architecture, weights: Weights, *rest: Any) -> dict[str, Array]:
@@ -170,15 +174,25 @@ def test_what_rounding_decides_is_held_to_the_bound_where_it_is_not_said(
 
     monkeypatch.setattr(verify, "activations", activations)
     monkeypatch.setattr(Process, "run", lambda process, function, *arguments: function(*arguments))
-    found = verify.verify(verify.Expected.of(DEEP, job.weights, job.x), ["torch"], "float64", "cpu")
-    assert "First layer that differs: b1" in found.differences[0]
-    assert set(found.bounds["float64"].values()) == {1e-12}
+    expected = verify.Expected.of(DEEP, job.weights, job.x)
+    outcome = Outcome(verify.verify(expected, ["torch"], "float64", "cpu"), [BACKENDS["torch"]])
+    recording = verify.Recording(activations("torch", DEEP, job.weights), "float64", None, [])
+    match = verify.against(expected, recording)
+    show_match(match, "mine.npz")
+    said = capsys.readouterr().out
+    for text in (outcome.verdict, said):
+        assert ("First layer that differs: b1" in text) == (not far)
+        assert (
+            "NOT PROVEN: rounding decides b1, b2, b3, b4, b5, last, whatever computes it" in text
+        ) == bool(far)
+    assert not outcome.proven
+    assert not match.agrees
 
     ours, calls = np.eye(2), itertools.count()
     monkeypatch.setattr(prove, "version", lambda package: "1")
     monkeypatch.setattr(oracle.Model, "predict", lambda model, x: ours * (1 + far * (next(calls) % 2)))
     monkeypatch.setattr("common.backend.Backend.own_network", lambda *_: lambda x: ours * (1 + 2e-12))
-    with pytest.raises(BadInput, match="not proven"):
+    with pytest.raises(BadInput, match="which may be rounding" if far else "own network$"):
         prove.prove("timm", DEEP, job.weights, tmp_path)
 
 
