@@ -161,13 +161,12 @@ def show_match(match: Match, name: str) -> None:
         box=box.SIMPLE,
         title_justify="left",
     )
-    exact = match.precision == "float64"
-    for heading in ("recorded as", "deviation", "with the cause", *(["rounding"] if exact else []), "bound"):
+    for heading in ("recorded as", "deviation", "with the cause", "bound"):
         table.add_column(heading)
     for line in match.lines:
         explained = "" if line.explained is None else f"{line.explained:.1e}"
-        cells = [_number(line.deviation, line.bound), explained, *([f"{line.far:.1e}"] if exact else [])]
-        table.add_row(line.layer, line.layout, *cells, f"{line.bound:.0e}" if line.bound else "none")
+        bound = f"{line.bound:.0e}" if line.bound else "none"
+        table.add_row(line.layer, line.layout, _number(line.deviation, line.bound), explained, bound)
     console().print(table)
     if match.ignored:
         console().print(f"Not compared: {escape(', '.join(map(repr, match.ignored)))}", soft_wrap=True)

@@ -229,7 +229,6 @@ class Line:
     Attributes:
         layout: it was read in.
         deviation: from the oracle.
-        far: how far rounding carries it, in float64.
         bound: of the deviation; none where rounding decides.
         explained: what it is with the cause.
     """
@@ -237,7 +236,6 @@ class Line:
     layer: str
     layout: str
     deviation: float
-    far: float
     bound: float | None
     explained: float | None = None
 
@@ -288,7 +286,7 @@ def against(
     lines, computed, bounds = [], expected.computed, expected.bounds(recording.precision)
     for name, array in recording.layers.items():
         value, layout = nearest(readings(array, computed[name].shape), computed[name])
-        lines.append(Line(name, layout, value, expected.far[name], bounds.get(name)))
+        lines.append(Line(name, layout, value, bounds.get(name)))
     walk = [(line.layer, line.deviation) for line in lines]
     difference = first_outside("layer", walk, bounds.get)
     if not difference:
