@@ -19,13 +19,20 @@ import numpy as np
 from common.architecture import Architecture, Shape
 from common.weights import Weights
 
-UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11}  # of rounding
+# Of rounding.
+UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # Of the horizon, that a deviation may be. Of right frameworks it was 1.5 at most, in float32 0.2; after
-# steps, which magnify one difference more than another, 4.3. Of float16 it says too much: sums are finer.
-MULTIPLE, AFTER_STEPS = {"float64": 3, "float32": 1, "float16": 0}, 10
-# How far apart outputs in evaluation may be at least. ResNet-18 computed in float16 is off by 8e-4.
-LAYER_BOUNDS = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3}
-LOST = {"float64": 1e-8, "float32": 1e-2, "float16": math.inf}  # what rounding carries further is not claimed
+# steps, which magnify one difference more than another, 4.3. Of 16 bits it says too much: sums are finer.
+MULTIPLE, AFTER_STEPS = {"float64": 3, "float32": 1, "float16": 0, "bfloat16": 0}, 10
+# How far apart outputs in evaluation may be at least. ResNet-50 in float16 is 1e-3 off, in bfloat16 9e-3.
+LAYER_BOUNDS = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
+LOST = {
+    "float64": 1e-8,
+    "float32": 1e-2,
+    "float16": math.inf,
+    "bfloat16": math.inf,
+}  # what rounding carries further is not claimed
+NOISE = 64 * UNIT["float64"]  # of all gradients: a tensor that differs by less has no gradient but rounding
 SAMPLE = 256  # numbers of a tensor that are kept of every step
 EARLY, FAR = 5, 2e-10  # steps from drawn weights, and a horizon after them that grows too fast for 20
 
@@ -60,15 +67,19 @@ def sample(weights: Weights) -> Weights:
     return {name: array.ravel()[:: array.size // SAMPLE | 1].copy() for name, array in weights.items()}
 
 
-def allowed(floor: float, horizon: float, dtype: str = "float64", after_steps: bool = False) -> float | None:
-    """How far right programs may be apart, with this horizon in float64; never less than the floor.
-
-    None where rounding decides, and nothing can be told from a deviation.
-    """
-    if not is_claimed(horizon, dtype):
-        return None
+def allowed(floor: float, horizon: float, dtype: str = "float64", after_steps: bool = False) -> float:
+    """How far right programs may be apart, with this horizon in float64; never less than the floor."""
     multiple = AFTER_STEPS if after_steps else MULTIPLE[dtype]
     return max(floor, multiple * _in(dtype, horizon))
+
+
+def of_sure(loss: float) -> float:
+    """How far rounding carries a training loss, and with it all gradients, by itself.
+
+    A loss near zero is log(1 + δ), and its gradient 1 − p: where all numbers are rounded as parts of 1, they
+    are off by a unit of 1.
+    """
+    return UNIT["float64"] / loss if loss > 0 else math.inf
 
 
 def is_claimed(horizon: float, dtype: str = "float64") -> bool:

@@ -85,6 +85,8 @@ def compare(
         check_divides(workers, len(x))
         if precision == "float32":
             raise BadInput("--workers compares in float64; give --precision float64 or both")
+        if steps == 0:
+            raise BadInput("--workers compares steps; give --steps of 1 or more")
     drawn = checkpoint is None
     job = Job(network, weights, x, y, steps=steps, device=device, compile=compile, drawn=drawn)
     installed = [backend.name for backend in chosen if backend.installed]

@@ -6,6 +6,7 @@ The oracle is the reference, and its evidence from moved weights shows what roun
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from common import horizon
 from common.architecture import Architecture
 from common.backend import Evaluation
 from common.deviation import deviation, distance, worst, worst_gradient
-from common.horizon import LAYER_BOUNDS, allowed, is_claimed
+from common.horizon import LAYER_BOUNDS, LOST, NOISE, allowed, is_claimed
 from common.summary import Row
 from common.timing import Spread
 from common.weights import Weights, is_statistic
@@ -142,7 +143,7 @@ class Comparison(Findings):
         asleep: whether steps start with branches that are asleep.
         workers: for each quantity, how far several workers of a backend end from one; none where not asked.
         steps: after each step, how far each backend's change of the parameters is from the oracle's.
-        step_horizon: the same of the oracle from moved weights.
+        step_horizon: how far rounding carries that, and all weights.
     """
 
     job: Job
@@ -161,7 +162,7 @@ class Comparison(Findings):
         """How many of the job's steps float64 can follow."""
         if not self.moved:
             return self.job.steps
-        return sum(1 for _ in itertools.takewhile(is_claimed, self.step_horizon))
+        return sum(1 for _ in itertools.takewhile(lambda far: far <= LOST["float64"], self.step_horizon))
 
 
 def quantities(steps: int) -> list[Quantity]:
@@ -213,6 +214,8 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
     reference = found.evidence["oracle", "float64"]
     names = [name for name in names if name not in found.failures]
     horizons = measure_horizon(found, reference)
+    if found.job.steps and not found.claimed and "float64" in dtypes:
+        found.unclaimed.append("every step")
     if not names:
         return
     for name in names:
@@ -227,26 +230,26 @@ def judge(found: Comparison, names: list[str], dtypes: list[str]) -> None:
         followed = dtype == "float64" or found.claimed == found.job.steps  # float32 keeps no path
         steps = found.claimed if followed else 0
         for quantity in quantities(steps):
-            bound, far = None, found.horizon.get(quantity.name, 0.0)
-            if dtype in quantity.bounds:
+            bound, far = math.inf, found.horizon.get(quantity.name, 0.0)  # what has no bound must be a number
+            if dtype in quantity.bounds and is_claimed(far, dtype):
                 bound = allowed(quantity.bounds[dtype], far, dtype, quantity.after_steps)
-                if bound:
-                    found.bounds[dtype][quantity.name] = bound
-                else:
-                    found.unclaimed += [quantity.name] if dtype == dtypes[0] else []
+                found.bounds[dtype][quantity.name] = bound
+            elif dtype in quantity.bounds:
+                found.unclaimed += [quantity.name] if dtype == dtypes[0] else []
             against_oracle, between = deviations(quantity.deviation, evidence, reference)
             found.deviations[dtype][quantity.name] = against_oracle
             if between:
                 found.worst_pairs[dtype][quantity.name] = worst_pair(between)
             for name, value in {**against_oracle, **between}.items():
-                if bound and not value <= bound:  # NaN is outside too
+                if not value <= bound:  # NaN is outside too
                     outside.setdefault(name, []).append(f"{quantity.name} {value:.1e} > {bound:.0e}")
         for name in evidence:
             if dtype == "float64":
                 found.steps[name] = ways(evidence[name], reference)
-            if dtype == "float32" and name not in outside:
-                continue
-            if line := first_difference(walks(evidence[name], reference, steps), horizons, dtype):
+            walked = walks(evidence[name], reference, steps)
+            if dtype == "float32":
+                walked = itertools.islice(walked, 1)  # the layers; the rest is shown only
+            if line := first_difference(walked, horizons, dtype):
                 outside.setdefault(name, []).append(line)
         found.differences += [f"{name} in {dtype}: {'; '.join(lines)}" for name, lines in outside.items()]
 
@@ -255,14 +258,28 @@ def measure_horizon(found: Comparison, reference: Evidence) -> dict[str, dict[st
     """Fill in how far rounding carries each quantity and each step; returns the same of what is walked."""
     if not found.moved:
         return {}
-    found.step_horizon = ways(found.moved, reference)
-    found.horizon = {q.name: q.deviation(found.moved, reference) for q in quantities(found.claimed)}
-    # By chance one number moves less than those it is made of.
-    found.horizon["training loss"] = max(found.horizon["training loss"], found.horizon["training logits"])
-    walked = {kind: dict(walk) for kind, walk in walks(found.moved, reference, found.claimed)}
+    moved, loss = found.moved, reference.training.loss
+    sure = horizon.of_sure(loss)
+    all_weights = itertools.starmap(distance, zip(moved.path[1:], reference.path[1:], strict=True))
+    found.step_horizon = [
+        worst((*fars, sure)) for fars in zip(ways(moved, reference), all_weights, strict=True)
+    ]
+    found.horizon = {q.name: q.deviation(moved, reference) for q in quantities(found.claimed)}
+    # By chance one number moves less than those it is made of. Cross-entropy is at least 1 − p, its slope.
+    logits = np.abs(moved.training.logits - reference.training.logits).max()
+    for quantity, least in (
+        ("training loss", worst((sure, logits))),
+        ("gradients", sure),
+        ("worst gradient tensor", sure),
+    ):
+        found.horizon[quantity] = worst((found.horizon[quantity], least))
+    walked = {kind: dict(walk) for kind, walk in walks(moved, reference, found.claimed)}
     # So does a tensor of few numbers, less than all of its kind together.
-    for kind, quantity in (("gradient", "gradients"), ("statistic", "running statistics")):
-        walked[kind] = {name: max(far, found.horizon[quantity]) for name, far in walked[kind].items()}
+    together = {"gradient": found.horizon["gradients"], "statistic": found.horizon["running statistics"]}
+    if found.claimed:
+        together["trained weight"] = found.step_horizon[found.claimed - 1]
+    for kind, least in together.items():
+        walked[kind] = {name: worst((far, least)) for name, far in walked[kind].items()}
     return walked
 
 
@@ -289,15 +306,11 @@ def worst_pair(between: Mapping[str, float]) -> tuple[float, str]:
     return between[pair], pair
 
 
-def first_outside(kind: str, walk: Iterable[tuple[str, float]], bound: Callable[[str], float | None]) -> str:
-    """Which of these deviations, in the order of computation, is the first out of its bound; "" if none is.
-
-    What has no bound is no evidence.
-    """
+def first_outside(kind: str, walk: Iterable[tuple[str, float]], bound: Callable[[str], float]) -> str:
+    """Which of these deviations, in the order of computation, is the first out of bounds; "" if none is."""
     before = "it is the first"
     for name, value in walk:
-        most = bound(name)
-        if most is not None and not value <= most:
+        if not value <= bound(name):
             return f"First {kind} that differs: {name}, by {value:.1e} ({before})"
         before = f"{name} just before: {value:.1e}"
     return ""
@@ -309,24 +322,44 @@ def first_difference(walks: Walks, far: Mapping[str, Mapping[str, float]], dtype
     Each may be as `far` off as rounding carries it; where that is too far, it is no evidence.
     """
 
-    def bound(kind: str, name: str) -> float | None:
+    def bound(kind: str, name: str) -> float:
         here, after_steps = far.get(kind, {}).get(name, 0.0), kind in ("step", "trained weight")
         floor = STEPS_BOUND if after_steps else LAYER_BOUNDS[dtype]
-        return allowed(floor, here, dtype, after_steps)
+        return allowed(floor, here, dtype, after_steps) if is_claimed(here, dtype) else math.inf
 
     lines = (first_outside(kind, walk, partial(bound, kind)) for kind, walk in walks)
     return next((line for line in lines if line), "")
 
 
 def walks(a: Evidence, b: Evidence, steps: int) -> Walks:
-    """How far `a` is from `b` in each layer, statistic, gradient and step, in the order of computation."""
+    """How far `a` is from `b` in each layer, statistic, gradient and step, in the order of computation.
+
+    Of a mean or a gradient that is zero but for rounding, nothing is left to compare.
+    """
     yield "layer", ((n, deviation(a.activations[n], b.activations[n])) for n in b.activations)
-    yield (
-        "statistic",
-        ((n, deviation(a.training.running[n], b.training.running[n])) for n in b.training.running),
-    )
-    gradients = reversed(b.training.gradients.items())  # computed from the last layer to the first
-    yield "gradient", ((n, deviation(a.training.gradients[n], gradient)) for n, gradient in gradients)
+    mine, running = a.training.running, b.training.running
+    yield "statistic", ((n, deviation_beyond(_spread(n, running), mine[n], running[n])) for n in running)
+    mine, gradients = a.training.gradients, b.training.gradients
+    whole = norm(gradients)
+    backwards = reversed(gradients)  # computed from the last layer to the first
+    yield "gradient", ((n, deviation_beyond(whole, mine[n], gradients[n])) for n in backwards)
     yield "step", ((str(k), far) for k, far in enumerate(ways(a, b)[:steps], start=1)) if a.path else ()
     trained, expected = a.after(steps), b.after(steps)
-    yield "trained weight", ((n, deviation(trained[n], expected[n])) for n in expected if steps)
+    way = norm({n: b.path[steps][n] - b.path[0][n] for n in b.path[0]}) if b.path else 0.0
+    yield "trained weight", ((n, deviation_beyond(way, trained[n], expected[n])) for n in expected if steps)
+
+
+def deviation_beyond(whole: float, a: NDArray, b: NDArray) -> float:
+    """The deviation of one tensor; 0 where it is but rounding of this whole, of which it is a part."""
+    return 0.0 if norm({"": a - b}) <= NOISE * whole else deviation(a, b)
+
+
+def norm(tensors: Mapping[str, NDArray]) -> float:
+    """‖b‖₂ over all tensors together."""
+    return sum(float(np.linalg.norm(tensor)) ** 2 for tensor in tensors.values()) ** 0.5
+
+
+def _spread(name: str, running: Mapping[str, NDArray]) -> float:
+    """What the zero of a running mean is measured by: its channels' standard deviations."""
+    layer, _, kind = name.rpartition(".")
+    return float(np.sqrt(np.abs(running[f"{layer}.running_var"]).sum())) if kind == "running_mean" else 0.0

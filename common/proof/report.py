@@ -78,12 +78,17 @@ class Outcome:
             return "NOT PROVEN: the oracle was compared with nothing; name a framework with --backends"
         if self.found.unclaimed:
             return _undecided(self.found.unclaimed)
-        return f"SAME: {names} and the oracle are one network, to the last digits of {self.precision}"
+        return f"SAME: {names} and the oracle {self.claim}"
 
     @property
     def precision(self) -> str:
         """The finest type compared."""
         return "float64" if "float64" in self.found.deviations else "float32"
+
+    @property
+    def claim(self) -> str:
+        """What has been found of those that agree."""
+        return f"are one network, to the last digits of {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,16 @@ class Report(Outcome):
         evidence = self.found.evidence
         by_name = {name: found.rows for (name, _), found in evidence.items()}
         return {name: by_name[name] for name in ("oracle", *self.compared) if name in by_name}
+
+    @property
+    def claim(self) -> str:
+        """What has been found: in float32 gradients and steps have no bound."""
+        claimed, steps = self.found.claimed, self.found.job.steps
+        if self.precision == "float32":
+            return (
+                "agree in float32, in all layers and in the training loss; gradients and steps take float64"
+            )
+        return f"{super().claim}{f', over {claimed} of {steps} steps' if claimed < steps else ''}"
 
     @property
     def busy(self) -> str:
@@ -165,8 +180,8 @@ def show_match(match: Match, name: str) -> None:
         table.add_column(heading)
     for line in match.lines:
         explained = "" if line.explained is None else f"{line.explained:.1e}"
-        bound = f"{line.bound:.0e}" if line.bound else "none"
-        table.add_row(line.layer, line.layout, _number(line.deviation, line.bound), explained, bound)
+        cells = _number(line.deviation, line.bound), explained, f"{line.bound:.0e}"
+        table.add_row(line.layer, line.layout, *cells)
     console().print(table)
     if match.ignored:
         console().print(f"Not compared: {escape(', '.join(map(repr, match.ignored)))}", soft_wrap=True)

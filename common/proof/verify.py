@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zipfile import is_zipfile
@@ -33,7 +33,7 @@ from common.weights import Weights
 Activations = dict[str, NDArray]
 
 # A trap is the cause if it brings the deviation below this, or the layer's bound, and down to a hundredth.
-EXPLAINED = {"float64": 1e-10, "float32": 1e-4, "float16": 5e-3}
+EXPLAINED = {"float64": 1e-10, "float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}
 GAIN = 100
 NEAREST = 4  # traps that are tried together with every other, when none is the cause alone
 UNKNOWN = "Cause not recognised: no known trap takes away even half of the deviation"
@@ -68,9 +68,13 @@ class Expected:
         return cls(arch, weights, x, computed, far)
 
     def bounds(self, dtype: str) -> dict[str, float]:
-        """How far each layer may be off in this type; those that rounding decides have no bound."""
-        bounds = {layer: allowed(LAYER_BOUNDS[dtype], far, dtype) for layer, far in self.far.items()}
-        return {layer: bound for layer, bound in bounds.items() if bound}
+        """How far each layer may be off in this type."""
+        return {layer: allowed(LAYER_BOUNDS[dtype], far, dtype) for layer, far in self.far.items()}
+
+    def undecided(self, walk: Iterable[tuple[str, float]], dtype: str) -> list[str]:
+        """The layers that differ by more than the least bound, which may be a fault, or rounding."""
+        off = (layer for layer, value in walk if not value <= LAYER_BOUNDS[dtype])
+        return [layer for layer in dict.fromkeys(off) if not horizon.is_claimed(self.far[layer], dtype)]
 
 
 def verify(
@@ -116,17 +120,11 @@ def verify(
             found.worst_pairs[dtype][layer] = worst_pair(between)
         for name, value in {**against_oracle, **between}.items():
             walks.setdefault(name, []).append((layer, value))
-    found.unclaimed = undecided(itertools.chain(*walks.values()), bounds, dtype)
+    found.unclaimed = expected.undecided(itertools.chain(*walks.values()), dtype)
     for name, walk in walks.items():
-        if line := first_outside("layer", walk, bounds.get):
+        if line := first_outside("layer", walk, bounds.__getitem__):
             found.differences.append(f"{name} in {dtype}: {line}")
     return found
-
-
-def undecided(walk: Iterable[tuple[str, float]], bounds: Mapping[str, float], dtype: str) -> list[str]:
-    """The layers that differ by more than the least bound, and of which rounding decides how far they do."""
-    off = (layer for layer, value in walk if layer not in bounds and not value <= LAYER_BOUNDS[dtype])
-    return list(dict.fromkeys(off))
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ class Recording:
 
     Attributes:
         layers: as they were stored, in any of the layouts that `readings` knows.
-        precision: "float64", "float32" or "float16": what the values have, whatever type stores them.
+        precision: what the values have, whatever type stores them: of 64, 32 or 16 bits, "bfloat16" too.
         x: the images (N, C, H, W) they were recorded on, where the file has them.
         ignored: names in the file that mean nothing here.
     """
@@ -188,13 +186,21 @@ def read_recording(path: Path, arch: Architecture) -> Recording:
 
 
 def _precision(arrays: list[NDArray]) -> str:
-    """The coarsest type stored, or one coarser still that holds every value: float32 saved as float64."""
-    for name in ("float16", "float32"):
+    """The coarsest type stored, or one coarser still that holds every value: bfloat16 saved as float32."""
+    for name in ("bfloat16", "float16", "float32"):
         with np.errstate(over="ignore"):
-            if all(np.array_equal(array.astype(name), array) for array in arrays):
+            if all(np.array_equal(_rounded(array, name), array) for array in arrays):
                 return name
     size = min(array.itemsize for array in arrays)
     return {2: "float16", 4: "float32"}.get(size, "float64")
+
+
+def _rounded(array: NDArray, name: str) -> NDArray:
+    """As this type has it; NumPy has no bfloat16, which is the upper half of a float32."""
+    if name != "bfloat16":
+        return array.astype(name)
+    bits = array.astype(np.float32).view(np.uint32)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def readings(array: NDArray, shape: Shape) -> Activations:
@@ -229,14 +235,14 @@ class Line:
     Attributes:
         layout: it was read in.
         deviation: from the oracle.
-        bound: of the deviation; none where rounding decides.
+        bound: of that.
         explained: what it is with the cause.
     """
 
     layer: str
     layout: str
     deviation: float
-    bound: float | None
+    bound: float
     explained: float | None = None
 
 
@@ -286,13 +292,13 @@ def against(
     lines, computed, bounds = [], expected.computed, expected.bounds(recording.precision)
     for name, array in recording.layers.items():
         value, layout = nearest(readings(array, computed[name].shape), computed[name])
-        lines.append(Line(name, layout, value, bounds.get(name)))
+        lines.append(Line(name, layout, value, bounds[name]))
     walk = [(line.layer, line.deviation) for line in lines]
-    difference = first_outside("layer", walk, bounds.get)
+    difference = first_outside("layer", walk, bounds.__getitem__)
     if not difference:
-        unclear = undecided(walk, bounds, recording.precision)
-        return Match(lines, recording.precision, recording.ignored, undecided=unclear)
-    differs = next(i for i, line in enumerate(lines) if line.bound and not line.deviation <= line.bound)
+        undecided = expected.undecided(walk, recording.precision)
+        return Match(lines, recording.precision, recording.ignored, undecided=undecided)
+    differs = next(i for i, line in enumerate(lines) if not line.deviation <= line.bound)
     progress(f"{lines[differs].layer} differs: looking for the cause")
     before = lines[differs - 1] if differs else None
     cause, explained = Search(expected, recording, before, lines[differs]).cause()
@@ -344,7 +350,7 @@ class Search:
         self.start = names.index(before.layer) + 1 if before else 0
         self.names = names[self.start :]
         self.given = computed[before.layer] if before else np.asarray(x, np.float64)
-        self.bound = expected.bounds(recording.precision)[wrong.layer]
+        self.bound = wrong.bound
         self.rounding = max(EXPLAINED[recording.precision], *expected.bounds(recording.precision).values())
         self.read = readings(recording.layers[wrong.layer], self.right.shape)
         errors = self.read[wrong.layout] - self.right

@@ -58,6 +58,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["compare", "resnet18", "--dtype", "float16"], ["unknown precision 'float16'"]),  # as it was called
         (["compare", "resnet18", "--device", "tpu"], ["unknown device 'tpu'", "gpu"]),
         (["compare", "resnet18", "--steps", "-1"], ["--steps must be 0 or more"]),
+        (["compare", "resnet18", "--steps", "0", "--workers", "2"], ["--workers compares steps", "--steps"]),
         (
             ["compare", "resnet18", "--data", "{}"],
             ["has no train-images-idx3-ubyte.gz", "resnet-tabs download"],

@@ -130,7 +130,7 @@ def test_the_bounds_are_those_the_project_claims() -> None:
     compared = [(q, dtype) for q in quantities(2) for dtype in ("float64", "float32")]
     found = [(q.name, dtype, q.bounds[dtype]) for q, dtype in compared if dtype in q.bounds]
     assert sorted(found) == sorted(HEADLINE)
-    assert (STEPS_BOUND, LAYER_BOUNDS) == (1e-10, LAYERS | {"float16": 5e-3})
+    assert (STEPS_BOUND, LAYER_BOUNDS) == (1e-10, LAYERS | {"float16": 5e-3, "bfloat16": 4e-2})
 
 
 @pytest.mark.parametrize(("quantity", "dtype", "bound"), HEADLINE)
@@ -165,7 +165,7 @@ def test_workers_at_half_the_bound_are_one_and_at_twice_are_not(
     assert f"{kind}, 2 steps on, 2 workers 2.0e-10 > 1e-10" in line
 
 
-@pytest.mark.parametrize(("dtype", "bound"), (LAYERS | {"float16": 5e-3}).items())
+@pytest.mark.parametrize(("dtype", "bound"), (LAYERS | {"float16": 5e-3, "bfloat16": 4e-2}).items())
 def test_a_recording_at_half_the_bound_agrees_and_at_twice_does_not(
     job: Job, oracle: Evidence, dtype: str, bound: float
 ) -> None:
