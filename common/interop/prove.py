@@ -45,7 +45,7 @@ def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
         oracle.load_weights(weights)
         ours, logits = oracle.predict(x), own(x)
         off = deviation(logits, ours)
-        oracle.load_weights(moved(weights, x.shape))
+        oracle.load_weights(moved(weights))
         far = deviation(oracle.predict(x), ours)
         floor = LAYER_BOUNDS[logits.dtype.name]
         bound = allowed(floor, far, logits.dtype.name)

@@ -145,8 +145,14 @@ class Reference:
         ]
 
     def look(self) -> list[Look]:
-        """Of both."""
-        return [candidate.look() for candidate in self.candidates]
+        """Of both. In evaluation, where no pixels are added up, weights are moved less."""
+        (right, other), job = self.candidates, self.job
+        other.model.load_weights(horizon.moved(job.weights))
+        activations = other.model.activations(job.x)
+        other.model.load_weights(other.job.weights)
+        training = other.model.loss_and_gradients(job.x, job.y)
+        look = right.look()
+        return [look, replace(look, activations=activations, training=training)]
 
     def choose_start(self) -> bool:
         """Start where float64 can follow; returns whether branches are asleep there."""

@@ -35,6 +35,7 @@ Activations = dict[str, NDArray]
 # A trap is the cause if it brings the deviation below this, or the layer's bound, and down to a hundredth.
 EXPLAINED = {"float64": 1e-10, "float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}
 GAIN = 100
+TELLING = 8  # numbers that are not zero, which do not all fit a type by chance
 NEAREST = 4  # traps that are tried together with every other, when none is the cause alone
 UNKNOWN = "Cause not recognised: no known trap takes away even half of the deviation"
 HALF = 0.5  # a trap that leaves more of the deviation is noise, and is not named
@@ -63,7 +64,7 @@ class Expected:
     def of(cls, arch: Architecture, weights: Weights, x: NDArray) -> Expected:
         """Let the oracle compute it, and again from moved weights."""
         computed = activations("oracle", arch, weights, x)
-        moved = activations("oracle", arch, horizon.moved(weights, x.shape), x)
+        moved = activations("oracle", arch, horizon.moved(weights), x)
         far = {layer: deviation(moved[layer], computed[layer]) for layer in computed}
         return cls(arch, weights, x, computed, far)
 
@@ -186,10 +187,11 @@ def read_recording(path: Path, arch: Architecture) -> Recording:
 
 
 def _precision(arrays: list[NDArray]) -> str:
-    """The coarsest type stored, or one coarser still that holds every value: bfloat16 saved as float32."""
+    """The coarsest type that any of them is stored in, or has all its values in: float32 saved as float64."""
+    telling = [array for array in arrays if np.count_nonzero(array) >= TELLING] or arrays
     for name in ("bfloat16", "float16", "float32"):
         with np.errstate(over="ignore"):
-            if all(np.array_equal(_rounded(array, name), array) for array in arrays):
+            if any(np.array_equal(_rounded(array, name), array) for array in telling):
                 return name
     size = min(array.itemsize for array in arrays)
     return {2: "float16", 4: "float32"}.get(size, "float64")

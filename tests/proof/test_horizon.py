@@ -54,6 +54,20 @@ def test_weights_are_moved_by_what_a_sum_may_be_off(job: Job) -> None:
     assert all(np.array_equal(after[n], again) for n, again in moved(job.weights, (8, 1, 64, 64)).items())
 
 
+def test_in_evaluation_weights_are_moved_by_what_their_layer_adds_up(job: Job) -> None:
+    after = moved(job.weights)
+    for layer, terms in (
+        ("b1.conv", 49),
+        ("b1.bn", 49),
+        ("b3.1.conv2", 4 * 9),
+        ("b3.1.bn1", 24),
+        ("last", 48),
+    ):
+        name = f"{layer}.weight"
+        largest = np.abs(after[name] / job.weights[name] - 1).max()
+        assert 0.6 * terms**0.5 < largest / UNIT["float64"] < terms**0.5 + 2
+
+
 def test_what_is_kept_of_a_step_is_of_many_channels_and_all_kernel_pixels() -> None:
     shape = (512, 256, 3, 3)
     (kept,) = sample({"kernel": np.arange(np.prod(shape)).reshape(shape)}).values()

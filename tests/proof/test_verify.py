@@ -543,6 +543,28 @@ def test_the_nearest_is_named_where_a_known_cause_is_not_all(even: Network) -> N
             assert 0 < 2 * still_off(match) <= match.lines[0].deviation
 
 
+def test_an_epsilon_shows_where_means_are_large() -> None:
+    """Rounding must not excuse more than it does: in float32 this is ten times as far off as a right port."""
+    plain = Network.of("residual", EVEN)
+    added = {"b1.conv.bias": 300, "b1.bn.running_mean": 300}
+    weights = {name: array + added.get(name, 0.0) for name, array in plain.weights.items()}
+    network = Network.of("residual", EVEN, weights=weights)
+    assert network.judge(to_float32(plain.record())).agrees
+    assert not network.judge(to_float32(plain.record(EPSILON))).agrees
+
+
+def test_the_coarsest_layer_says_what_was_computed(even: Network) -> None:
+    """Logits in float64, of features in float32, all stored as float64; zeros fit every type."""
+    layers = even.record()
+    layers |= {
+        name: array.astype(np.float32).astype(np.float64) for name, array in layers.items() if name != "last"
+    }
+    match = even.judge(layers)
+    assert (match.precision, match.agrees) == ("float32", True)
+    layers["b1"] = np.zeros_like(layers["b1"])
+    assert even.judge(layers).precision == "float32"
+
+
 @pytest.mark.parametrize("port", [SAME, Naive(activation="leaky")])
 def test_a_trap_that_overflows_never_wins(port: Naive) -> None:
     small = Network.of("resnext", EVEN)
