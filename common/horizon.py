@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from common.architecture import Architecture, Shape
 from common.weights import Weights
 
-# Of rounding.
+# Unit roundoffs.
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # Of the horizon, that a deviation may be. Of right frameworks it was 2 at most, in float32 0.3; after
 # steps, which magnify one difference more than another, 4.3.
@@ -29,7 +29,7 @@ MULTIPLE, AFTER_STEPS = {"float64": 3, "float32": 1, "float16": 1, "bfloat16": 1
 LAYER_BOUNDS = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 # What rounding carries further is not claimed. Of 16 bits it says too much, since sums are kept in more.
 LOST = {"float64": 1e-8, "float32": 1e-2, "float16": 5e-3, "bfloat16": 4e-2}
-NOISE = 64 * UNIT["float64"]  # of all gradients: a tensor that differs by less has no gradient but rounding
+NOISE = 64 * UNIT["float64"]  # of a whole, such as all gradients: a part that differs by less is rounding
 SAMPLE = 256  # numbers of a tensor that are kept of every step
 EARLY, FAR = 5, 2e-10  # steps from drawn weights, and a horizon after them that grows too fast for 20
 

@@ -194,14 +194,19 @@ def test_a_right_port_agrees(block: str, size: tuple[int, int], dtype: str) -> N
 LARGE_MEANS = {"float64": (3e5, 0.0), "float32": (3e3, 3e-4)}
 
 
-def recorded_of_large_means(port: Naive, dtype: str) -> tuple[Network, dict[str, NDArray]]:
-    """A network that magnifies rounding, and a port that leaves out what the first batch norm takes away."""
-    mean, off = LARGE_MEANS[dtype]
-    plain = Network.of("residual", EVEN)
+def with_mean(plain: Network, mean: float) -> Network:
+    """The same network, whose first batch norm has to take away this mean, and so magnifies rounding."""
     added = {"b1.conv.bias": mean, "b1.bn.running_mean": mean}
     weights = {name: array + added.get(name, 0.0) for name, array in plain.weights.items()}
+    return Network.of("residual", EVEN, weights=weights)
+
+
+def recorded_of_large_means(port: Naive, dtype: str) -> tuple[Network, dict[str, NDArray]]:
+    """A network with a large mean, and what a port records that leaves it out."""
+    mean, off = LARGE_MEANS[dtype]
+    plain = Network.of("residual", EVEN)
     layers = {name: (array * (1 + off)).astype(dtype) for name, array in plain.record(port).items()}
-    return Network.of("residual", EVEN, weights=weights), layers
+    return with_mean(plain, mean), layers
 
 
 @pytest.mark.parametrize("dtype", LARGE_MEANS)
@@ -546,9 +551,7 @@ def test_the_nearest_is_named_where_a_known_cause_is_not_all(even: Network) -> N
 def test_an_epsilon_shows_where_means_are_large() -> None:
     """Rounding must not excuse more than it does: in float32 this is ten times as far off as a right port."""
     plain = Network.of("residual", EVEN)
-    added = {"b1.conv.bias": 300, "b1.bn.running_mean": 300}
-    weights = {name: array + added.get(name, 0.0) for name, array in plain.weights.items()}
-    network = Network.of("residual", EVEN, weights=weights)
+    network = with_mean(plain, 300)
     assert network.judge(to_float32(plain.record())).agrees
     assert not network.judge(to_float32(plain.record(EPSILON))).agrees
 
