@@ -19,8 +19,12 @@ CHUNK = 1 << 13  # numbers at a time: they fit the cache, and wake no threads of
 def distance(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
     """‖a − b‖₂ / ‖b‖₂ over all tensors together."""
     difference = sum(_square(part) for name in b for part in _differences(a[name], b[name]))
-    size = sum(_square(part) for tensor in b.values() for part in _chunks(tensor))
-    return ratio(difference**0.5, size**0.5)
+    return ratio(difference**0.5, norm(b))
+
+
+def norm(tensors: Mapping[str, NDArray]) -> float:
+    """‖b‖₂ over all tensors together."""
+    return sum(_square(part) for tensor in tensors.values() for part in _chunks(tensor)) ** 0.5
 
 
 def deviation(a: ArrayLike, b: ArrayLike) -> float:

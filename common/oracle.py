@@ -72,21 +72,19 @@ def convolution(
     groups = c // c_group
     around = pads(x, k, stride, padding)
     padded = pad(x, around)
-    patches = windows(padded, k, stride)  # (N, C, H', W', k, k)
-    height, width = patches.shape[2:4]
+    height, width = windows(padded, k, stride).shape[2:4]
+
+    def columns() -> Array:  # k·k times as large as x, so not kept for the way back
+        patches = windows(padded, k, stride).reshape(n, groups, c_group, height, width, k, k)
+        return patches.transpose(1, 2, 5, 6, 0, 3, 4).reshape(groups, c_group * k * k, n * height * width)
 
     # (groups, O/groups, C/groups·k·k) times (groups, C/groups·k·k, N·H'·W')
     matrix = weight.reshape(groups, o // groups, c_group * k * k)
-    columns = (
-        patches.reshape(n, groups, c_group, height, width, k, k)
-        .transpose(1, 2, 5, 6, 0, 3, 4)
-        .reshape(groups, c_group * k * k, n * height * width)
-    )
-    y = (matrix @ columns).reshape(o, n, height, width).transpose(1, 0, 2, 3) + bias[:, None, None]
+    y = (matrix @ columns()).reshape(o, n, height, width).transpose(1, 0, 2, 3) + bias[:, None, None]
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
         dproduct = dy.transpose(1, 0, 2, 3).reshape(groups, o // groups, n * height * width)
-        dweight = (dproduct @ columns.transpose(0, 2, 1)).reshape(weight.shape)
+        dweight = (dproduct @ columns().transpose(0, 2, 1)).reshape(weight.shape)
         dcolumns = matrix.transpose(0, 2, 1) @ dproduct
         dpatches = dcolumns.reshape(c, k, k, n, height, width).transpose(3, 0, 4, 5, 1, 2)
         dx = unpad(scatter_windows(dpatches, padded.shape, stride), around)
@@ -308,7 +306,13 @@ def evaluation_has_no_gradient(dy: Array) -> Array:
 
 
 class Model(contract.Model):
-    """The oracle under the contract. It computes in float64 only, on the CPU only."""
+    """The oracle under the contract. It computes in float64 only, on the CPU only.
+
+    Attributes:
+        new_pass: what makes a pass; a model that computes otherwise has its own.
+    """
+
+    new_pass: Callable[[Architecture, Weights, bool], Pass] = Pass
 
     def __init__(self, arch: Architecture, dtype: str = "float64", device: str = "cpu") -> None:
         if device != "cpu":
@@ -325,7 +329,7 @@ class Model(contract.Model):
         return self._activations(x)["last"]
 
     def _activations(self, x: Array) -> dict[str, Array]:
-        outputs, _ = Pass(self.arch, self._state, training=False).network(x)
+        outputs, _ = self.new_pass(self.arch, self._state, False).network(x)
         return dict(zip(self.arch.stage_names(), outputs, strict=True))
 
     def _loss_and_gradients(self, x: Array, y: NDArray) -> contract.Evaluation:
@@ -333,7 +337,7 @@ class Model(contract.Model):
 
     def _training_pass(self, x: Array, y: NDArray, recipe: Recipe) -> contract.Evaluation:
         """The loss that the recipe asks for, and the gradients of what it trains."""
-        one_pass = Pass(self.arch, self._state, training=not recipe.freeze)
+        one_pass = self.new_pass(self.arch, self._state, not recipe.freeze)
         outputs, backward = one_pass.network(x)
         if recipe.freeze:  # the way back ends at the classifier
             *_, features, _ = outputs
@@ -344,18 +348,19 @@ class Model(contract.Model):
         return contract.Evaluation(loss, outputs[-1], gradients, one_pass.running)
 
     def _new_optimizer(self, recipe: Recipe) -> None:
-        trained = [name for name in self._state if recipe.trains(name)]
+        trained = [name for name in self._state if recipe.momentum and recipe.trains(name)]
         self._velocity: Weights = {name: np.zeros(self._state[name].shape) for name in trained}
-        self._average: Weights = dict(self._state)
+        self._average: Weights = dict(self._state) if recipe.ema else {}
 
     def _begin_step(self, x: Array, y: NDArray, lr: float, recipe: Recipe) -> Callable[[], tuple[float, int]]:
         result = self._training_pass(x, y, recipe)
         for name, gradient in result.gradients.items():
             rate = lr if is_last(name) else recipe.lr_backbone * lr
             decay = 0.0 if recipe.no_decay_norm and gradient.ndim == 1 else recipe.weight_decay
-            decayed = gradient + decay * self._state[name]
-            self._velocity[name] = recipe.momentum * self._velocity[name] + decayed
-            self._state[name] = self._state[name] - rate * self._velocity[name]
+            change = gradient + decay * self._state[name]
+            if recipe.momentum:
+                self._velocity[name] = change = recipe.momentum * self._velocity[name] + change
+            self._state[name] = self._state[name] - rate * change
         self._state.update(result.running)
         for name, weight in self._state.items() if recipe.ema else ():
             self._average[name] = recipe.ema * self._average[name] + (1 - recipe.ema) * weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -116,6 +117,16 @@ def test_convolution(size: tuple[int, int], groups: int, kernel: int, stride: in
         weight,
         bias,
     )
+
+
+def test_a_convolution_keeps_no_unrolled_windows_for_the_way_back() -> None:
+    x, weight = np.zeros((2, 16, 32, 32)), np.zeros((16, 16, 3, 3))
+    tracemalloc.start()
+    kept = convolution(x, weight, np.zeros(16))
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept
+    assert size < 3 * x.nbytes  # the output and the padded images
 
 
 def test_batch_norm_with_batch_statistics() -> None:

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common import horizon, oracle
-from common.backend import Evaluation, Model, load_backend
+from common.backend import Model, load_backend
 from common.oracle import Array
 from common.proof.judge import Job, Look, way
-from common.recipe import Recipe
 from common.timing import PAUSE, milliseconds
 from common.weights import Weights
 
@@ -122,15 +120,9 @@ def _in_images(rows: Array, shape: tuple[int, ...]) -> Array:
 
 
 class OneByOne(oracle.Model):
-    """The oracle, adding one by one in a training pass of the plain recipe."""
+    """The oracle, adding one by one."""
 
-    def _training_pass(self, x: Array, y: NDArray, recipe: Recipe) -> Evaluation:
-        one_pass = OneByOnePass(self.arch, self._state, training=True)
-        outputs, backward = one_pass.network(x)
-        loss, dlogits = oracle.softmax_cross_entropy(outputs[-1], y)
-        backward(dlogits)
-        gradients = {name: one_pass.gradients[name] for name in self._state if recipe.trains(name)}
-        return Evaluation(loss, outputs[-1], gradients, one_pass.running)
+    new_pass = OneByOnePass
 
 
 class Reference:

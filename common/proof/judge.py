@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from common import horizon
 from common.architecture import Architecture
 from common.backend import Evaluation
-from common.deviation import deviation, distance, ratio, worst, worst_gradient
+from common.deviation import deviation, distance, norm, ratio, worst, worst_gradient
 from common.horizon import LAYER_BOUNDS, LOST, NOISE, allowed, is_claimed
 from common.summary import Row
 from common.timing import Spread
@@ -345,12 +345,12 @@ def walks(a: Evidence, b: Evidence, steps: int) -> Walks:
     Of a mean or a gradient that is zero but for rounding, nothing is left to compare.
     """
     yield "layer", ((n, deviation(a.activations[n], b.activations[n])) for n in b.activations)
-    mine, running = a.training.running, b.training.running
-    yield "statistic", ((n, deviation_beyond(_spread(n, running), mine[n], running[n])) for n in running)
-    mine, gradients = a.training.gradients, b.training.gradients
+    found, running = a.training.running, b.training.running
+    yield "statistic", ((n, deviation_beyond(_spread(n, running), found[n], running[n])) for n in running)
+    slopes, gradients = a.training.gradients, b.training.gradients
     whole = norm(gradients)
     backwards = reversed(gradients)  # computed from the last layer to the first
-    yield "gradient", ((n, deviation_beyond(whole, mine[n], gradients[n])) for n in backwards)
+    yield "gradient", ((n, deviation_beyond(whole, slopes[n], gradients[n])) for n in backwards)
     yield "step", ((str(k), far) for k, far in enumerate(ways(a, b)[:steps], start=1)) if a.path else ()
     trained, expected = a.after(steps), b.after(steps)
     way = norm({n: b.path[steps][n] - b.path[0][n] for n in b.path[0]}) if b.path else 0.0
@@ -360,11 +360,6 @@ def walks(a: Evidence, b: Evidence, steps: int) -> Walks:
 def deviation_beyond(whole: float, a: NDArray, b: NDArray) -> float:
     """The deviation of one tensor; 0 where it is but rounding of this whole, of which it is a part."""
     return 0.0 if norm({"": a - b}) <= NOISE * whole else deviation(a, b)
-
-
-def norm(tensors: Mapping[str, NDArray]) -> float:
-    """‖b‖₂ over all tensors together."""
-    return sum(float(np.linalg.norm(tensor)) ** 2 for tensor in tensors.values()) ** 0.5
 
 
 def _spread(name: str, running: Mapping[str, NDArray]) -> float:

@@ -28,7 +28,7 @@ from common.processes.workers import Shares
 from common.proof.compare import each
 from common.proof.judge import AT_ONCE, Findings, deviations, first_outside, worst_pair
 from common.proof.traps import TRAPS, Trap, port
-from common.weights import Weights
+from common.weights import Weights, from_bfloat16
 
 Activations = dict[str, NDArray]
 
@@ -201,8 +201,8 @@ def _rounded(array: NDArray, name: str) -> NDArray:
     """As this type has it; NumPy has no bfloat16, which is the upper half of a float32."""
     if name != "bfloat16":
         return array.astype(name)
-    bits = array.astype(np.float32).view(np.uint32)
-    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+    bits = array.astype(np.float32).view(np.uint32) >> 16
+    return from_bfloat16(bits.astype(np.uint16))
 
 
 def readings(array: NDArray, shape: Shape) -> Activations:

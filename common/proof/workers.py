@@ -23,7 +23,9 @@ def check_divides(workers: int, images: int) -> None:
 
 def compare_workers(found: Comparison, names: list[str], workers: int) -> None:
     """Train what gave evidence in float64 on so many workers, and note how far from one they end."""
-    for name in names if found.claimed else []:
+    if not found.claimed:
+        return
+    for name in names:
         one = found.evidence.get((name, "float64"))
         if name == "oracle" or not one:
             continue
