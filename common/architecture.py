@@ -8,6 +8,7 @@ Xie et al., "Aggregated Residual Transformations for Deep Neural Networks" (2016
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import operator
@@ -18,6 +19,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from common.errors import BadInput
+from common.reading import brief, parse_json, shown
 
 Shape = tuple[int, ...]
 
@@ -62,6 +64,8 @@ ZOO: dict[str, dict[str, Any]] = {
 }
 
 PADDINGS = ("symmetric", "same")
+# Far above any network's, and low enough that a stranger's description is refused before it costs anything.
+MOST_BLOCKS, MOST_CHANNELS, MOST_PARAMETERS = 10_000, 1 << 24, 1 << 31
 # What no tensor shows, and frameworks do differently in networks of one name.
 CONVENTIONS = ("stride_on", "epsilon", "padding", "stem_padding", "decay")
 
@@ -166,7 +170,8 @@ class Architecture:
         decay: share of the old value that a running statistic keeps in training.
 
     Raises:
-        ValueError: if the network cannot be built, saying why.
+        ValueError: if the network cannot be built, or has more than 10,000 blocks, 2²⁴ channels or classes,
+            or 2³¹ parameters, saying why.
     """
 
     stages: tuple[tuple[int, int], ...]
@@ -185,20 +190,23 @@ class Architecture:
 
     def __post_init__(self) -> None:
         try:
-            stages = tuple((operator.index(n), operator.index(c)) for n, c in self.stages)
+            given = itertools.islice(self.stages, MOST_BLOCKS + 1)
+            stages = tuple((operator.index(n), operator.index(c)) for n, c in given)
         except (TypeError, ValueError):
             raise BadInput(
-                f"stages must be pairs (num_residuals, num_channels) of whole numbers, not {self.stages!r}"
+                "stages must be pairs (num_residuals, num_channels) of whole numbers, "
+                f"not {brief(self.stages)}"
             ) from None
         if not stages or min(min(stage) for stage in stages) < 1:
-            raise BadInput(f"stages must be one or more pairs of numbers from 1 up, not {stages}")
+            raise BadInput(f"stages must be one or more pairs of numbers from 1 up, not {brief(stages)}")
+        if sum(n for n, _ in stages) > MOST_BLOCKS:
+            raise BadInput(f"stages must have {MOST_BLOCKS:,} blocks or fewer, unlike {brief(stages)}")
+        for _, channels in stages:
+            _check_count("num_channels", channels)
         object.__setattr__(self, "stages", stages)
 
         for name in ("in_channels", "num_classes", "stem_channels"):
-            value = getattr(self, name)
-            if not _is_count(value):
-                raise BadInput(f"{name} must be a whole number from 1 up, not {value!r}")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, _check_count(name, getattr(self, name)))
 
         self._check_conventions()
         if self.block == "residual":
@@ -214,19 +222,21 @@ class Architecture:
             object.__setattr__(self, "groups", self._groups_per_stage())
             self._check_bottlenecks()
         else:
-            raise BadInput(f"block must be 'residual' or 'resnext', not {self.block!r}")
+            raise BadInput(f"block must be 'residual' or 'resnext', not {brief(self.block)}")
+        if (parameters := self._count_parameters()) > MOST_PARAMETERS:
+            raise BadInput(f"the network has {parameters:.2g} parameters; {MOST_PARAMETERS:.2g} is the most")
 
     def _check_conventions(self) -> None:
         if not isinstance(self.shortcut_norm, bool):
-            raise BadInput(f"shortcut_norm must be True or False, not {self.shortcut_norm!r}")
+            raise BadInput(f"shortcut_norm must be True or False, not {brief(self.shortcut_norm)}")
         bottleneck_strides(1, self.stride_on)
         for name in ("padding", "stem_padding"):
             if (value := getattr(self, name)) not in PADDINGS:
-                raise BadInput(f"{name} must be 'symmetric' or 'same', not {value!r}")
-        if not _is_number(self.epsilon) or not 0 < self.epsilon < math.inf:
-            raise BadInput(f"epsilon must be a number above 0, not {self.epsilon!r}")
-        if not _is_number(self.decay) or not 0 <= self.decay < 1:
-            raise BadInput(f"decay must be a number from 0 up and below 1, not {self.decay!r}")
+                raise BadInput(f"{name} must be 'symmetric' or 'same', not {brief(value)}")
+        if not 0 < _number(self.epsilon) < math.inf:
+            raise BadInput(f"epsilon must be a number above 0, not {brief(self.epsilon)}")
+        if not 0 <= _number(self.decay) < 1:
+            raise BadInput(f"decay must be a number from 0 up and below 1, not {brief(self.decay)}")
         object.__setattr__(self, "epsilon", float(self.epsilon))
         object.__setattr__(self, "decay", float(self.decay))
 
@@ -235,15 +245,23 @@ class Architecture:
         if len(groups) != len(self.stages) or not all(map(_is_count, groups)):
             raise BadInput(
                 f"block='resnext' needs groups, the width of a group: one number, or one for each of "
-                f"the {len(self.stages)} stages, not {self.groups!r}"
+                f"the {len(self.stages)} stages, not {brief(self.groups)}"
             )
-        return tuple(int(width) for width in groups)
+        return tuple(_check_count("groups", width) for width in groups)
 
     def _check_bottlenecks(self) -> None:
-        if not (isinstance(self.bot_mul, (int, float)) and math.isfinite(self.bot_mul) and self.bot_mul > 0):
-            raise BadInput(f"bot_mul must be a number above 0, not {self.bot_mul!r}")
+        if not 0 < _number(self.bot_mul) <= MOST_CHANNELS:
+            raise BadInput(f"bot_mul must be a number above 0, to {MOST_CHANNELS}, not {brief(self.bot_mul)}")
         for block in (stage[0] for stage in self.blocks()):
             check_bottleneck(block.num_channels, block.groups, block.bot_mul)
+
+    def _count_parameters(self) -> int:
+        """Of the convolutions and the last layer; all blocks of a stage but the first are of one shape."""
+        count = 49 * self.stem_channels * self.in_channels + self.num_classes * self.stages[-1][1]
+        for stage in self.blocks():
+            first, last = (sum(math.prod(shape) for _, shape in stage[i].layers()) for i in (0, -1))
+            count += first + (len(stage) - 1) * last
+        return count
 
     @classmethod
     def of(cls, arch: Architecture | Sequence[tuple[int, int]], num_classes: int = 10) -> Architecture:
@@ -327,10 +345,9 @@ class Architecture:
     def from_json(cls, text: str) -> Architecture:
         """The architecture that `to_json` wrote; `ValueError` if it is not one."""
         try:
-            fields = json.loads(text)
-            return cls(**fields)
+            return cls(**parse_json(text, dict))
         except (TypeError, ValueError) as error:
-            raise BadInput(f"not the description of an architecture ({error})") from None
+            raise BadInput(f"not the description of an architecture ({shown(str(error), 300)})") from None
 
 
 def _is_count(value: Any) -> bool:
@@ -338,15 +355,27 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
-def _is_number(value: Any) -> bool:
-    """Whether this is a real number of Python or NumPy; NaN is one, too."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _check_count(name: str, value: Any) -> int:
+    """A whole number that channels and classes can be so many of; `ValueError` for anything else."""
+    if not _is_count(value):
+        raise BadInput(f"{name} must be a whole number from 1 up, not {brief(value)}")
+    if value > MOST_CHANNELS:
+        raise BadInput(f"{name} must be {MOST_CHANNELS:,} or less, not {brief(value)}")
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    """A real number of Python or NumPy; NaN for anything else, and for more than a float can be."""
+    try:
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def bottleneck_strides(strides: Any, stride_on: str) -> tuple[Any, Any]:
     """Strides of a bottleneck's first 1×1 convolution and of its 3×3 one; `ValueError` for another place."""
     if stride_on not in ("3x3", "1x1"):
-        raise BadInput(f"stride_on must be '3x3' or '1x1', not {stride_on!r}")
+        raise BadInput(f"stride_on must be '3x3' or '1x1', not {brief(stride_on)}")
     return (strides, 1) if stride_on == "1x1" else (1, strides)
 
 
@@ -391,4 +420,4 @@ def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """The line for a name nobody knows: the nearest known one, and all of them."""
     nearest = get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]}? Known" if nearest else "known"
-    return f"unknown {what} {name!r}; {hint}: {', '.join(known)}"
+    return f"unknown {what} {brief(name)}; {hint}: {', '.join(known)}"

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from common.reading import shown
+
 
 class BadInput(ValueError):
-    """Bad input: the message says what is wrong and what to do.
+    """Bad input: the message says what is wrong and what to do, in one line whatever names are in it.
 
     Attributes:
         resumable: whether it cut a training run short that can be resumed.
@@ -15,12 +17,12 @@ class BadInput(ValueError):
 
     resumable = False
 
+    def __str__(self) -> str:
+        return shown(" ".join(map(str, self.args)))
+
 
 class MissingFile(BadInput, FileNotFoundError):
     """A file that should be there is not."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class MissingBackend(BadInput):
@@ -39,6 +41,9 @@ class Stopped(RuntimeError):
         super().__init__(message)
         self.exit_code, self.resumable = exit_code, resumable
 
+    def __str__(self) -> str:
+        return shown(super().__str__())
+
 
 @contextmanager
 def telling_how_to_resume(how: str) -> Iterator[None]:
@@ -53,5 +58,5 @@ def telling_how_to_resume(how: str) -> Iterator[None]:
 
 def end_process(why: str) -> NoReturn:
     """End this process with a line, exit code 1, though its other threads wait where no exception reaches."""
-    os.write(2, f"{why}\n".encode())
+    os.write(2, f"{shown(why)}\n".encode())
     os._exit(1)

@@ -10,13 +10,27 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console as Terminal
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from common.backend import BACKENDS, ORACLE, Backend
+from common.reading import shown
 
 LABELS = {backend.name: backend.label for backend in (*BACKENDS.values(), ORACLE)}
+
+
+class Console(Terminal):
+    """A terminal that shows each text, a table's cells too, as `shown` does: much of it is of files."""
+
+    def render_str(self, text: str, *arguments: Any, **options: Any) -> Text:
+        return super().render_str(shown(text), *arguments, **options)
+
+
+def say(line: str) -> None:
+    """Print a line on standard output, as `shown` does."""
+    print(shown(line), flush=True)
 
 
 def console() -> Console:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from common.architecture import Architecture, Shape
 from common.errors import BadInput, MissingFile
 from common.files import write_atomically
+from common.reading import LARGEST, fits, parse_json, shown, some
 
 Weights = dict[str, NDArray[np.floating]]
 
@@ -248,13 +249,23 @@ def open_safetensors(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise MissingFile(f"checkpoint {path} not found; give the path of a .safetensors file")
     try:
+        read_header(path)  # of which the library takes the last of a name that is there twice
         with safe_open(path, framework="numpy") as file:
             yield file
-    except (SafetensorError, OSError, ValueError) as error:
-        raise BadInput(f"checkpoint {path} is not a complete safetensors file: {error}") from None
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+        reason = shown(str(error), 200)
+        raise BadInput(f"checkpoint {path} is not a complete safetensors file: {reason}") from None
 
 
-def some(names: list[str], most: int = 3) -> str:
-    """The first few of many names."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, in which no name is twice, and where the tensors begin.
+
+    Raises:
+        OSError, ValueError: if it has none.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = parse_json(file.read(min(length, LARGEST + 1)), dict)
+    if not fits(header.get("__metadata__", {}), dict[str, str]):
+        raise ValueError("its metadata is not of texts")
+    return header, 8 + length

@@ -1,7 +1,6 @@
 """Checkpoints of Flax networks: one msgpack file, or a folder that Orbax wrote."""
 
 import io
-import json
 import math
 import os
 import subprocess
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 
 from common.errors import BadInput, MissingFile
 from common.files import write_atomically
-from common.weights import from_bfloat16, some
+from common.reading import read_json, shown, some
+from common.weights import from_bfloat16
 
 COLLECTIONS = ("params/", "batch_stats/")
 TYPES = {"float16": "<f2", "float32": "<f4", "float64": "<f8", "bfloat16": "<u2"}
@@ -89,7 +89,7 @@ def _read_msgpack(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, NDAr
         leaves: dict[str, Any] = {}
         for name, leaf in _leaves(tree):
             if name in leaves:
-                raise BadInput(f"{_shown(name)} is there twice")
+                raise BadInput(f"{shown(name, 100)} is there twice")
             leaves[name] = leaf
     except Exception as error:  # in a damaged file anything can go wrong
         reason = "it ends too soon" if isinstance(error, msgpack.OutOfData) else _line(error)
@@ -101,12 +101,12 @@ def _read_msgpack(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, NDAr
     for place in kept or leaves:
         name = place.partition("/")[2] if kept else place
         if name in arrays:
-            raise BadInput(f"{path} has {_shown(name)} in two collections; rename one")
+            raise BadInput(f"{path} has {shown(name, 100)} in two collections; rename one")
         try:
             kind, arrays[name] = _array(leaves[place])
         except Exception as error:
             what = str(error) if isinstance(error, BadInput) else "which is damaged"
-            raise BadInput(f"{path} holds {_shown(name)}, {what}; save the variables as floats") from None
+            raise BadInput(f"{path} holds {shown(name, 100)}, {what}; save the variables as floats") from None
         if kind == "bfloat16":
             halves.append(name)
     return arrays, halves
@@ -136,7 +136,7 @@ def _array(leaf: Any) -> tuple[str, NDArray]:
     shape, name, content = msgpack.unpackb(leaf.data, raw=True, max_array_len=64, max_map_len=0)
     kind = str(name, "ascii", "replace")
     if kind not in TYPES:
-        raise BadInput(f"which is {_shown(kind)}, not float16, bfloat16, float32 or float64")
+        raise BadInput(f"which is {shown(kind, 100)}, not float16, bfloat16, float32 or float64")
     values = np.frombuffer(content, TYPES[kind])
     if kind == "bfloat16":
         values = from_bfloat16(values)
@@ -153,11 +153,6 @@ def _shaped(values: NDArray, shape: Any) -> NDArray:
 def _line(error: Exception) -> str:
     """The first line of what went wrong, cut where a file made it long."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _shown(name: str) -> str:
-    """A name from a file, on one line and not too long."""
-    return name if name.isprintable() and len(name) < 100 else repr(name[:100])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:
@@ -250,13 +245,15 @@ def _orbax_folder(path: Path) -> tuple[Path, int]:
     folder = next((place for place in (path, path / "default") if (place / "_METADATA").exists()), None)
     if folder is None:
         inside = [*path.glob("*/_METADATA"), *path.glob("*/default/_METADATA")]
-        if several := sorted(_shown(file.relative_to(path).parts[0]) for file in inside):
+        if several := sorted(shown(file.relative_to(path).parts[0], 100) for file in inside):
             raise BadInput(f"{path} holds checkpoints ({some(several)}); give the path of one of them")
         raise BadInput(f"{path} is no Orbax checkpoint, it has no _METADATA; save it with a newer Orbax")
     size = 0
     for entry in path.rglob("*"):
         if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-            raise BadInput(f"{path} is refused: {_shown(entry.name)} is a link or a device; copy the files")
+            raise BadInput(
+                f"{path} is refused: {shown(entry.name, 100)} is a link or a device; copy the files"
+            )
         size += entry.lstat().st_size
     return folder, size
 
@@ -268,7 +265,7 @@ def _print_orbax(folder: Path, size: int) -> None:
     """
     import tensorstore as ts
 
-    description = json.loads((folder / "_METADATA").read_bytes())
+    description = read_json(folder / "_METADATA")
     base = {"driver": "file", "path": f"{folder}/"}
     is_database = (folder / "manifest.ocdbt").exists()
     names = [

@@ -1,6 +1,5 @@
 """Files that Keras and TensorFlow wrote, read without running what they hold; and files that they load."""
 
-import json
 import math
 import re
 import struct
@@ -24,6 +23,7 @@ from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto, BundleH
 
 from common.errors import BadInput, MissingFile
 from common.files import cannot_write, write_atomically
+from common.reading import parse_json
 from common.weights import from_bfloat16
 
 HDF5, ZIP, TABLE = (
@@ -491,7 +491,7 @@ def _read_keras(path: Path) -> tuple[dict[str, NDArray], list[str]]:
             return archive.read(info)
 
         def config() -> list[tuple[str, str]]:
-            layers = json.loads(member("config.json", LARGEST_TEXT))["config"]["layers"]
+            layers = parse_json(member("config.json", LARGEST_TEXT), dict)["config"]["layers"]
             return [(str(layer["class_name"]), str(layer["config"]["name"])) for layer in layers]
 
         weights = member("model.weights.h5", max(2 * size, 64 << 20))  # weights hardly shrink

@@ -13,6 +13,7 @@ from common.bench.measure import Cell, Contender, Workload
 from common.bench.report import KIND, show_grid
 from common.errors import BadInput, MissingFile
 from common.pages import LABELS, console, show_verdict
+from common.reading import read_json, shown
 from common.timing import Spread, busy
 
 
@@ -82,18 +83,18 @@ def read(path: Path, workload: Workload) -> Record:
         ValueError: if it is not there, is something else, or is of another question.
     """
     try:
-        record = Record.of(json.loads(path.read_text(encoding="utf-8")))
+        record = Record.of(read_json(path))
     except FileNotFoundError:
         raise MissingFile(f"{path} not found; give a bench.json that an earlier bench wrote") from None
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; give a bench.json") from None
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise BadInput(f"{path} is not a bench.json; give one that an earlier bench wrote") from None
     for name, value in _question(workload).items():
         if record.question[name] != value:
+            then = shown(json.dumps(record.question[name]), 200)
             raise BadInput(
-                f"{path} is of another {name.replace('_', ' ')} ({json.dumps(record.question[name])}); "
-                "ask for the same as then"
+                f"{path} is of another {name.replace('_', ' ')} ({then}); ask for the same as then"
             )
     return record
 

@@ -19,6 +19,7 @@ from common.cli.summary import summary
 from common.cli.train import train
 from common.cli.verify import verify
 from common.errors import BadInput, Stopped
+from common.reading import shown
 
 app = typer.Typer(
     help="One ResNet in MXNet, PyTorch, TensorFlow and JAX, proven to be the same network.",
@@ -52,5 +53,5 @@ def main() -> None:
 
 
 def _end(line: str, exit_code: int) -> NoReturn:
-    print(f"resnet-tabs: {line}", file=sys.stderr)
+    print(f"resnet-tabs: {shown(line)}", file=sys.stderr)
     sys.exit(exit_code)

@@ -9,6 +9,7 @@ import typer
 
 from common.errors import BadInput
 from common.interop.families import FAMILIES
+from common.pages import say
 from common.processes.workers import quiet
 
 
@@ -85,23 +86,21 @@ def convert(
                     files.write_tensors(dest, to, found.arch, found.tensors, metadata)
 
     precision = ", ".join(sorted({str(array.dtype) for array in found.tensors.values()}))
-    typer.echo(
-        f"{dest}: {converting.describe(found.arch)}; {precision}; {'to' if to else 'from'} {found.family}"
-    )
+    say(f"{dest}: {converting.describe(found.arch)}; {precision}; {'to' if to else 'from'} {found.family}")
     if found.others and family == "auto":
         others = " or ".join(f"--from {name}" for name in found.others)
-        typer.echo(f"named as {found.family} and {', '.join(found.others)} name; {others} says it is theirs")
+        say(f"named as {found.family} and {', '.join(found.others)} name; {others} says it is theirs")
     if halves:
-        typer.echo("bfloat16 is now float32, which holds it exactly")
+        say("bfloat16 is now float32, which holds it exactly")
     if not (found.rounded or found.inference_only):
-        typer.echo("every number is the source's, bit for bit; the biases that one side lacks are 0")
+        say("every number is the source's, bit for bit; the biases that one side lacks are 0")
     if found.rounded:
-        typer.echo(f"To rounding the same, because {found.rounded}")
+        say(f"To rounding the same, because {found.rounded}")
     if found.inference_only:
-        typer.echo(f"FOR INFERENCE ONLY: {found.inference_only}")
+        say(f"FOR INFERENCE ONLY: {found.inference_only}")
     if "proof" in metadata:
-        typer.echo(f"Proven: {metadata['proof']}")
+        say(f"Proven: {metadata['proof']}")
     elif to is None:
-        typer.echo(f"Taken for granted, because tensors do not show it: {converting.UNSEEN}")
+        say(f"Taken for granted, because tensors do not show it: {converting.UNSEEN}")
     if "dataset" in metadata:
-        typer.echo("3 channels and 1,000 classes: `predict` will take it for a network of ImageNet")
+        say("3 channels and 1,000 classes: `predict` will take it for a network of ImageNet")

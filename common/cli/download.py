@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from common.pages import say
+
 
 def download(
     to: Annotated[
@@ -27,7 +29,7 @@ def download(
     from common.errors import MissingFile
 
     if as_images is None:
-        typer.echo(f"Fashion-MNIST is in {data.download(to)}")
+        say(f"Fashion-MNIST is in {data.download(to)}")
         return
     try:
         images = data.full(to)
@@ -35,4 +37,4 @@ def download(
         images = data.full(data.download(to))
     data.write_images(images, as_images)
     count = len(images.train_images) + len(images.test_images)
-    typer.echo(f"{count:,} images of Fashion-MNIST are in {as_images}, a folder for `train --data`")
+    say(f"{count:,} images of Fashion-MNIST are in {as_images}, a folder for `train --data`")

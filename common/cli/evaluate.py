@@ -28,6 +28,7 @@ from common.cli.options import (
 )
 from common.data import imagenet
 from common.errors import BadInput
+from common.pages import say
 from common.processes.workers import quiet
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def evaluate(
             dealt = read_ahead(batches, 0, THREADS, loaders)
         found = training.evaluate(model, track(dealt, "evaluating", count))
     top5 = "" if images is None else f"  top-5 {found.top5:.4f}"
-    typer.echo(
+    say(
         f"{path}: loss {found.loss:.6f}  accuracy {found.accuracy:.4f}{top5}  "
         f"({found.images:,} images at {height}×{width} from {source}; {name} on the {device}, {precision})"
     )
@@ -110,7 +111,7 @@ def evaluate(
         picture = out or path.parent / "confusion.png"
         confusion.show(found.confusion, images.classes)
         confusion.draw(picture, found.confusion, images.classes)
-        typer.echo(f"which class was taken for which is in {picture}")
+        say(f"which class was taken for which is in {picture}")
 
 
 def _folder(context: typer.Context, folder: Path | None, data: Path | None) -> Path | None:
@@ -136,7 +137,7 @@ def _images(opened: Opened, folder: Path, val_share: float | None, skip_bad: boo
         return images
     images, skipped = without_bad(images)
     if skipped:
-        typer.echo(leaving_out(skipped))
+        say(leaving_out(skipped))
     return images
 
 
@@ -147,9 +148,7 @@ def _usual_classes(opened: Opened, folder: Path) -> tuple[str, ...]:
     usual = tuple(name.replace("/", "-") for name in opened.usual_classes())  # as a folder can be named
     if set(find_images(folder).classes) == set(usual):
         return usual
-    typer.echo(
-        f"{opened.path} does not name its classes: the folders of {folder}, sorted, are taken for them"
-    )
+    say(f"{opened.path} does not name its classes: the folders of {folder}, sorted, are taken for them")
     return ()
 
 
@@ -162,5 +161,5 @@ def _share_of_training(opened: Opened, folder: Path, skip_bad: bool) -> float | 
     with suppress(BadInput):  # where it leaves nothing it is another folder
         if ImageFolder(folder, 1, val_share=opened.val_share, skip_bad=skip_bad).size == opened.data:
             return opened.val_share
-    typer.echo(f"{folder} is not as it was in training: all its images, those trained on included")
+    say(f"{folder} is not as it was in training: all its images, those trained on included")
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ import typer
 from common.architecture import ZOO, Architecture
 from common.backend import BACKENDS, DTYPES, Backend, available_backends, find_backend, load_backend
 from common.data import CLASSES, imagenet
-from common.data.pipeline import is_size
+from common.data.pipeline import check_size, is_size
 from common.data.preparation import Preparation
 from common.errors import BadInput
+from common.reading import brief, parse_json
 
 if TYPE_CHECKING:
     from common.weights import Weights
@@ -93,10 +93,11 @@ def parse_shape(text: str) -> tuple[int, int, int]:
         channels, height, width = (int(part) for part in text.split(","))
     except ValueError:
         raise BadInput(
-            f"malformed input shape {text!r}; give channels,height,width such as 1,96,96"
+            f"malformed input shape {brief(text)}; give channels,height,width such as 1,96,96"
         ) from None
     if min(channels, height, width) < 1:
-        raise BadInput(f"input shape {text!r} must be of numbers from 1 up, such as 1,96,96")
+        raise BadInput(f"input shape {brief(text)} must be of numbers from 1 up, such as 1,96,96")
+    check_size("height and width", (height, width))
     return channels, height, width
 
 
@@ -140,11 +141,12 @@ def open_checkpoint(path: Path, resize: int | None) -> Opened:
     path = checkpoint_file(path)
     arch, weights, says = read_checkpoint(path)
     preparation = _preparation(path, arch, says, resize)
-    names = _said(path, says, "classes", lambda it: isinstance(it, list) and len(it) <= arch.num_classes)
-    classes = tuple(str(name) for name in names or ())
+    classes = tuple(
+        _said(path, says, "classes", list[str], lambda names: len(names) <= arch.num_classes) or ()
+    )
     if classes:  # the last layer may have more
         classes += tuple(f"class {i}" for i in range(len(classes), arch.num_classes))
-    share = _said(path, says, "val_share", lambda it: it is None or isinstance(it, float))
+    share = _said(path, says, "val_share", float | None, lambda it: it is None or 0 < it < 1)
     return Opened(path, arch, weights, preparation, classes, says.get("data", ""), share)
 
 
@@ -161,20 +163,23 @@ def _preparation(path: Path, arch: Architecture, says: Mapping[str, str], resize
         trained_on, normalize, size = imagenet.NAME, "imagenet", (imagenet.SIZE, imagenet.SIZE)
     if resize is not None:
         size = resize, resize
-    elif own := _said(path, says, "resize", is_size):
+    elif own := _said(path, says, "resize", tuple[int, int], is_size):
         size = own[0], own[1]
     elif is_run(path.parent):
         size = read_settings(path.parent).resize
+    check_size("resize", size)
+    if normalize not in ("imagenet", "none"):
+        raise BadInput(f"checkpoint {path} is damaged: its normalize cannot be {brief(normalize)}")
     arch.check_input((1, arch.in_channels, *size))
     return Preparation(trained_on, size, arch.in_channels, normalize)
 
 
-def _said(path: Path, says: Mapping[str, str], name: str, is_such: Callable[[Any], bool]) -> Any:
-    """What a checkpoint's metadata has under a name, as JSON; None where it has nothing."""
+def _said(path: Path, says: Mapping[str, str], name: str, kind: Any, is_such: Callable[[Any], bool]) -> Any:
+    """What a checkpoint's metadata has under a name, as JSON of a kind; None where it has nothing."""
     if name not in says:
         return None
     with suppress(ValueError):
-        value = json.loads(says[name])
+        value = parse_json(says[name], kind)
         if is_such(value):
             return value
-    raise BadInput(f"checkpoint {path} is damaged: its {name} cannot be {says[name][:60]!r}")
+    raise BadInput(f"checkpoint {path} is damaged: its {name} cannot be {brief(says[name])}")

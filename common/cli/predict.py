@@ -29,7 +29,9 @@ from common.cli.options import (
 from common.data import imagenet
 from common.errors import BadInput
 from common.files import write_atomically
+from common.pages import say
 from common.processes.workers import quiet
+from common.reading import shown
 
 BATCH_SIZE = 128
 
@@ -50,7 +52,9 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.csv|.npy", help="Write classes and probabilities here, or the logits (N, classes)."
+            metavar="FILE.csv|.npy",
+            help="Write classes and probabilities here, or the logits (N, classes). In a .csv a name that "
+            "begins with =, +, - or @ has ' before it, so that no spreadsheet computes it.",
         ),
     ] = None,
     skip_bad: SkipBad = False,
@@ -80,18 +84,18 @@ def predict(
         packed = io.BytesIO()
         np.save(packed, logits)
         write_atomically(out, packed.getvalue())
-        typer.echo(f"logits {logits.shape} are in {out}")
+        say(f"logits {logits.shape} are in {out}")
         return
     classes = opened.classes or opened.usual_classes()
     classes = classes or tuple(f"class {i}" for i in range(opened.arch.num_classes))
     if out:
         write_atomically(out, _table(names, classes, softmax(logits)))
-        typer.echo(f"classes and probabilities of {len(names):,} images are in {out}")
+        say(f"classes and probabilities of {len(names):,} images are in {out}")
         return
     most = 5 if opened.preparation.trained_on == imagenet.NAME else 3
     for name, row in zip(names, softmax(logits), strict=True):
         likeliest = row.argsort()[::-1][:most]
-        typer.echo(f"{name}: {', '.join(f'{classes[i]} {row[i]:.4f}' for i in likeliest)}")
+        say(f"{name}: {', '.join(f'{classes[i]} {row[i]:.4f}' for i in likeliest)}")
 
 
 def _inputs(
@@ -112,7 +116,7 @@ def _inputs(
     if skip_bad:
         images, skipped = without_bad(images)
         if skipped:
-            typer.echo(leaving_out(skipped))
+            say(leaving_out(skipped))
 
     def deal(dtype: str) -> Iterator[NDArray]:
         return (x for x, _ in FileBatches(images, BATCH_SIZE, opened.preparation, dtype))
@@ -124,7 +128,13 @@ def _table(names: Sequence[str], classes: Sequence[str], probabilities: NDArray)
     """CSV: of each image its likeliest class, and the probabilities (N, classes)."""
     table = io.StringIO()
     writer = csv.writer(table)
+    classes = [_cell(name) for name in classes]
     writer.writerow(["image", "class", "probability", *classes])
     for name, row in zip(names, probabilities, strict=True):
-        writer.writerow([name, classes[row.argmax()], row.max(), *row])
+        writer.writerow([_cell(name), classes[row.argmax()], row.max(), *row])
     return table.getvalue()
+
+
+def _cell(name: str) -> str:
+    """A name as a line of CSV has it; with ' before what a spreadsheet would take for a formula."""
+    return f"'{shown(name)}" if name.startswith(("=", "+", "-", "@")) else shown(name)

@@ -25,6 +25,7 @@ from common.cli.options import (
     check_precision,
 )
 from common.errors import BadInput, telling_how_to_resume
+from common.pages import say
 from common.processes.workers import quiet
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def _images(data: Path | None, is_folder: bool, options: dict[str, Any], loaders
     check_whole("loaders", loaders, 0)
     images = ImageFolder(data, num_workers=loaders, **shared, **own)
     if images.skipped:
-        typer.echo(leaving_out(images.skipped))
+        say(leaving_out(images.skipped))
     return images
 
 
@@ -246,7 +247,7 @@ def _network(
     if not weights:
         return network, None, begun.weights if begun else ""
     start, sha256, said = pretrained(weights, network, seed)
-    typer.echo(said)
+    say(said)
     return network, start, sha256
 
 

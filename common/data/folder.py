@@ -30,7 +30,7 @@ from common.data.preparation import Preparation
 from common.errors import BadInput, MissingFile
 from common.files import write_atomically
 from common.processes.group import ALONE, Group
-from common.weights import some
+from common.reading import read_json, some
 
 THREADS = min(os.cpu_count() or 1, 8)  # that decode; Pillow lets them run side by side
 VAL_SHARE = 0.1  # of the images, where no folder says which are for validation
@@ -330,7 +330,7 @@ def find_bad(images: Images) -> dict[str, str]:
     stamp = _stamp(images, f"{PIL.__version__} {FORMATS}")
     remembered = user_cache_path("resnet-tabs") / "checked" / f"{stamp}.json"
     with suppress(OSError, ValueError):
-        return dict(json.loads(remembered.read_text(encoding="utf-8")))
+        return read_json(remembered, dict[str, str])
     bad: dict[str, str] = {}
     console = Console()
     progress = Progress(console=console, disable=not console.is_terminal, transient=True)

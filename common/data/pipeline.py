@@ -16,11 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from common.architecture import unknown
 from common.errors import BadInput
 from common.processes.group import ALONE, Group
+from common.reading import brief
 
 Batch = tuple[NDArray[np.floating], NDArray[np.int32]]
 
 AUGMENTATIONS = ("flip", "crop")
 PADDING = 4  # pixels on every side, for "crop"
+MOST_PIXELS = 1 << 24  # of an image as a network sees it: 4096×4096
 
 
 def resize(images: ArrayLike, size: tuple[int, int], dtype: str = "float32") -> NDArray[np.floating]:
@@ -213,13 +215,17 @@ def _read_ahead(
 def check_whole(name: str, value: object, least: int) -> None:
     """Raise `ValueError` unless this is a whole number from `least` up."""
     if not isinstance(value, Integral):
-        raise BadInput(f"{name} must be a whole number, not {value!r}")
+        raise BadInput(f"{name} must be a whole number, not {brief(value)}")
     if int(value) < least:
-        raise BadInput(f"{name} must be {least} or more, not {value}")
+        raise BadInput(f"{name} must be {least} or more, not {brief(value)}")
 
 
 def is_size(size: object) -> bool:
-    """Whether this is a height and a width."""
+    """Whether this is a height and a width, and not beyond what any network is shown."""
+    return _is_pair(size) and int(size[0]) * int(size[1]) <= MOST_PIXELS  # type: ignore[index]
+
+
+def _is_pair(size: object) -> bool:
     return (
         isinstance(size, list | tuple)
         and len(size) == 2
@@ -229,8 +235,10 @@ def is_size(size: object) -> bool:
 
 def check_size(name: str, size: object) -> None:
     """Raise `ValueError` unless this is a height and a width."""
+    if not _is_pair(size):
+        raise BadInput(f"{name} must be a height and a width of 1 or more, not {brief(size)}")
     if not is_size(size):
-        raise BadInput(f"{name} must be a height and a width of 1 or more, not {size!r}")
+        raise BadInput(f"{name} must be of {MOST_PIXELS:,} pixels or fewer, unlike {brief(size)}")
 
 
 def check_augment(augment: Sequence[str]) -> None:

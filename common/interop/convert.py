@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 from common.architecture import CONVENTIONS, ZOO, Architecture, Shape, architecture, unknown
 from common.errors import BadInput
 from common.interop.families import FAMILIES, Family, Place
+from common.reading import brief, read_json, some
 from common.summary import KINDS
-from common.weights import Weights, check_tensors, some
+from common.weights import Weights, check_tensors
 
 UNSEEN = "ReLU, a 3×3 max-pool after the stem, stride 2 from the second stage on, no anti-aliasing"
 
@@ -231,8 +231,8 @@ def read_config(path: Path) -> dict[str, Any]:
     if not config.is_file():
         return {}
     try:
-        said = dict(json.loads(config.read_text(encoding="utf-8")))
-    except (TypeError, ValueError, RecursionError) as error:
+        said = read_json(config)
+    except (OSError, ValueError) as error:
         raise BadInput(
             f"{config} is not what a model's config.json is ({error}); mend it or take it away"
         ) from None
@@ -241,7 +241,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if str(said.get("architecture")).startswith(("resnetaa", "resnetblur")):  # timm's anti-aliased ones
         others.append("architecture")
     if others:
-        found = ", ".join(f"{name} {said[name]!r}" for name in others)
+        found = ", ".join(f"{name} {brief(said[name])}" for name in others)
         raise BadInput(f"{config} says {found}, which the blocks of this project do not do")
     return {"stride_on": "1x1"} if said.get("downsample_in_bottleneck") is True else {}
 

@@ -18,7 +18,8 @@ from common.backend import BACKENDS, load_backend
 from common.errors import BadInput, MissingBackend, MissingFile
 from common.files import output_folder, write_atomically
 from common.interop.families import FAMILIES, hugging_face_config
-from common.weights import NUMPY_TYPES, from_bfloat16, open_safetensors, some, write_safetensors
+from common.reading import some
+from common.weights import NUMPY_TYPES, from_bfloat16, open_safetensors, read_header, write_safetensors
 
 KNOWN = "a .safetensors, .pth, .pt, .bin, .h5, .keras, .msgpack or .params file, or a checkpoint's folder"
 # What transformers calls its files, by the framework that wrote them.
@@ -120,12 +121,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
     if foreign := [f"{name} ({types[name]})" for name in types if name not in tensors and name not in halves]:
         raise BadInput(f"{path} is not of float16, bfloat16, float32 or float64: {some(foreign)}")
     if halves:
+        header, start = read_header(path)
         with path.open("rb") as binary:
-            length = int.from_bytes(binary.read(8), "little")
-            header = json.loads(binary.read(length))
             for name in halves:
                 begin, end = header[name]["data_offsets"]
-                binary.seek(8 + length + begin)
+                binary.seek(start + begin)
                 bits = np.frombuffer(binary.read(end - begin), "<u2")
                 tensors[name] = from_bfloat16(bits).reshape(header[name]["shape"])
     return tensors, halves

@@ -112,7 +112,7 @@ def quiet(remedy: str = "") -> Iterator[None]:
 def last_lines(log: Path, most: int = 3) -> list[str]:
     """The last lines of a log that say something; that of a process that is closed has none."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    return [line.strip() for line in lines if line.strip()][-most:]
+    return ["".join(filter(str.isprintable, line)).strip() for line in lines if line.strip()][-most:]
 
 
 def _watch(log: Path, remedy: str) -> None:

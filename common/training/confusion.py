@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from common.files import write_atomically
+from common.pages import Console
+from common.reading import shown
 
 MOST_NAMES = 40  # on an axis, that can still be read
 
@@ -53,7 +54,7 @@ def draw(path: Path, confusion: NDArray[np.int64], classes: Sequence[str]) -> No
     axes.set_ylabel("class")
     if len(classes) <= MOST_NAMES:
         numbers = range(len(classes))
-        names = [name.replace("$", r"\$") for name in classes]
+        names = [shown(name, 60).replace("$", r"\$") for name in classes]
         axes.set_xticks(numbers, names, rotation=90)
         axes.set_yticks(numbers, names)
     picture = io.BytesIO()

@@ -23,6 +23,7 @@ from common.backend import Model
 from common.data import Batch, DataModule, FashionMNIST
 from common.errors import BadInput, Stopped
 from common.oracle import softmax_cross_entropy
+from common.pages import say
 from common.processes.group import ALONE, Group
 from common.processes.launcher import FINISHING
 from common.training import curves
@@ -164,7 +165,7 @@ def train_all(
             run, checkpoint = Run.load(folder / name)
             histories[name] = run.history
             if checkpoint and checkpoint.warning:
-                print(checkpoint.warning)
+                say(checkpoint.warning)
         else:
             try:
                 histories[name] = train_one(own, folder / name, going_on)

@@ -22,7 +22,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ import numpy as np
 from common.architecture import Architecture
 from common.errors import BadInput, MissingFile, Stopped
 from common.files import cannot_write, give_second_name, output_folder, write_atomically
+from common.reading import check_fields, fits, parse_json, read_json, shown, some
 from common.training.settings import Settings
 from common.weights import (
     Weights,
@@ -38,7 +39,6 @@ from common.weights import (
     load_metadata,
     read_with_sums,
     save_checkpoint,
-    some,
     write_with_sums,
 )
 
@@ -75,6 +75,15 @@ class Position:
         self.loss_sum += loss * images
         self.correct += correct
         self.seconds += seconds
+
+    @classmethod
+    def from_json(cls, text: str) -> Position:
+        """The position that a checkpoint says; `ValueError` or `TypeError` if it is none."""
+        fields = parse_json(text, dict)
+        check_fields(fields, cls)
+        if min(value for name, value in fields.items() if name != "best_accuracy") < 0:
+            raise ValueError("a number in its position is below 0")
+        return cls(**fields)
 
     def next_epoch(self, val_accuracy: float) -> Position:
         """The start of the next epoch, after this one's validation."""
@@ -204,11 +213,10 @@ class Run:
         whole = checkpoint.history_sha256 == self._history_sha256.hexdigest()
         gaps = []
         for event, last in (("step", checkpoint.position.step), ("epoch", checkpoint.position.epoch)):
-            expected = range(1, last + 1)
             found = [record[event] for record in self.history if record["event"] == event]
-            whole &= found == list(expected)
-            if missing := sorted(set(expected) - set(found)):
-                gaps.append(f"{event} {_ranges(missing)}")
+            whole &= len(found) == last and found == list(range(1, len(found) + 1))
+            if missing := _gaps(found, last):
+                gaps.append(f"{event} {some(missing)}")
         if whole:
             return ""
         what = f"has no line of {' and '.join(gaps)}" if gaps else "is not what was written"
@@ -287,10 +295,10 @@ class Run:
         path = self.folder / f"{name}.optimizer.safetensors"
         state, metadata = read_with_sums(path)
         try:
-            position = Position(**json.loads(metadata["position"]))
+            position = Position.from_json(metadata["position"])
             weights_sha256, history_sha256 = metadata["weights_sha256"], metadata["history_sha256"]
         except (ValueError, TypeError, KeyError) as error:
-            raise BadInput(f"checkpoint {path} is damaged ({error})") from None
+            raise BadInput(f"checkpoint {path} is damaged ({shown(str(error), 200)})") from None
         if weights_sha256 != load_metadata(weights_path).get("tensors_sha256"):
             raise BadInput(f"checkpoint {weights_path} and {path.name} do not belong together")
         return Checkpoint(weights, state, position, name, history_sha256)
@@ -368,7 +376,7 @@ def read_settings(folder: str | os.PathLike[str]) -> Settings:
     if not path.is_file():
         raise MissingFile(f"{folder} is not a run (it has no run.json); give the folder of a training run")
     try:
-        fields = dict(json.loads(path.read_text(encoding="utf-8")))
+        fields = read_json(path)
         if fields.pop("sha256", None) != _fields_sha256(fields):
             raise ValueError("wrong SHA-256")
         return Settings.from_fields(fields)
@@ -386,17 +394,18 @@ def read_history(folder: str | os.PathLike[str]) -> list[Record]:
 def _record(line: bytes) -> Record | None:
     """The record of a line of the history, if it is one."""
     try:
-        record: Record = json.loads(line)
-        whole = all(isinstance(record[name], int | float) for name in NUMBERS[record["event"]])
+        record: Record = parse_json(line, dict[str, str | float], finite=False)  # a loss may be NaN
+        whole = all(fits(record[name], float) for name in NUMBERS[record["event"]])
     except (ValueError, TypeError, KeyError):
         return None
     return record if whole else None
 
 
-def _ranges(numbers: list[int]) -> str:
-    """[1, 2, 3, 7] → "1–3, 7"."""
-    runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
-    return some([f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs])
+def _gaps(found: list[int], last: int) -> list[str]:
+    """What is missing of the numbers from 1 to `last`: [1, 5, 7], 7 → ["2–4", "6"]."""
+    ends = sorted({0, last + 1, *(number for number in found if 0 < number <= last)})
+    gaps = [(before + 1, after - 1) for before, after in pairwise(ends) if after - before > 1]
+    return [f"{first}–{final}" if first < final else f"{first}" for first, final in gaps]
 
 
 def _fields_sha256(fields: Mapping[str, Any]) -> str:

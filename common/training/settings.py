@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import BadInput
+from common.reading import check_fields
 from common.recipe import Recipe
 
 
@@ -105,8 +106,10 @@ class Settings:
 
         Raises:
             TypeError: for a name too many, or too few.
-            ValueError: for a value out of range.
+            ValueError: for a value out of range, or of another type.
         """
+        check_fields(fields, cls)
+        check_fields(fields, Recipe)
         of_recipe = {field.name for field in dataclasses.fields(Recipe)}
         recipe = Recipe(**{name: value for name, value in fields.items() if name in of_recipe})
         others = {name: value for name, value in fields.items() if name not in of_recipe}

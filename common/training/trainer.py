@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from common.backend import Model, load_backend
 from common.data import DataModule
 from common.data.pipeline import check_whole
 from common.errors import BadInput, telling_how_to_resume
+from common.pages import Console
 from common.recipe import Recipe
 from common.training.loop import train
 from common.training.runs import Record, new_folder, read_settings
