@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from common.architecture import unknown
-from common.data.decode import FORMATS, SUFFIXES, decode, why_bad
+from common.data.decode import FORMATS, SUFFIXES, UNOPENED, decode, why_bad
 from common.data.fashion_mnist import has_files
 from common.data.imagenet import random_flip, random_resized_crop
 from common.data.module import DataModule
@@ -65,8 +65,8 @@ class ImageFolder(DataModule):
     """A folder of images in batches, got ready in the background by Grain, the same for every backend.
 
     The folder has train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE, of which a share is for validation:
-    which, a hash of each image's name says, so that it is the same every time. Images are .jpg, .jpeg, .png
-    and .webp; classes are the folders' names, sorted.
+    which, a hash of each image's name says, so that it is the same every time. Images are .jpg, .jpeg, .png,
+    .webp, .bmp, .tif and .tiff, in folders within a class's, too; classes are the folders' names, sorted.
 
     A batch is x, float (N, channels, *resize), and y, int32 (N,); `channels` is 3, or 1 for greys. Training
     images are shuffled and, with `augment`, changed as torchvision's reference for ImageNet does: "crop" is a
@@ -203,7 +203,7 @@ class FileBatches(Batches):
 
 def is_image_folder(folder: Path) -> bool:
     """Whether there are folders in this one, and no files of Fashion-MNIST."""
-    return folder.is_dir() and bool(_entries(folder, is_folder=True)) and not has_files(folder)
+    return folder.is_dir() and bool(_folders(folder)) and not has_files(folder)
 
 
 def find_split(root: Path, val_share: float | None) -> tuple[Images, Images, float | None]:
@@ -261,12 +261,12 @@ def find_images(root: Path, known: Sequence[str] | None = None) -> Images:
         known: the classes, in their order; the folder may lack some of them, but have no other.
 
     Raises:
-        ValueError: if there are none, a class is empty or unknown, a name is not UTF-8 or a folder cannot
-            be read.
+        ValueError: if there are none, a class is empty or unknown, a name is not UTF-8, or a folder cannot
+            be read or is a link to nothing.
     """
-    folders = _entries(root, is_folder=True)
+    folders = _folders(root)
     _check_names(root, folders)
-    found = {name: _images_in(root / name) for name in folders}
+    found = {name: images_within(root / name) for name in folders}
     if known is None:
         if empty := [name for name, files in found.items() if not files]:
             raise BadInput(f"{root} has classes without images: {some(empty)}; remove them, or add images")
@@ -343,7 +343,7 @@ def find_bad(images: Images) -> dict[str, str]:
                 if why:
                     bad[name] = why
             progress.update(task, advance=len(names))
-    if any(why.startswith(("[Errno", "MemoryError")) for why in bad.values()):
+    if any(why.startswith((UNOPENED, "MemoryError")) for why in bad.values()):
         return bad  # which may be another time
     with suppress(OSError, BadInput):  # without a cache it is read again next time
         remembered.parent.mkdir(parents=True, exist_ok=True)
@@ -351,18 +351,51 @@ def find_bad(images: Images) -> dict[str, str]:
     return bad
 
 
-def _entries(folder: Path, is_folder: bool) -> list[str]:
-    """The names of the folders in a folder, or of the files; of none that are hidden."""
+def _folders(root: Path) -> list[str]:
+    """The names of the folders in a folder, of none that are hidden."""
     try:
-        with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
-            return [entry.name for entry in shown if (entry.is_dir() if is_folder else entry.is_file())]
+        with os.scandir(root) as found:
+            entries = [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
-        raise BadInput(f"cannot read the folder {folder}: {error.strerror}") from None
+        raise _cannot_read(error) from None
+    lost = sorted(entry.name for entry in entries if entry.is_symlink() and not os.path.exists(entry))
+    if lost:
+        raise BadInput(f"{root} has links that lead nowhere: {some(lost)}; mend or remove them")
+    return [entry.name for entry in entries if entry.is_dir()]
 
 
-def _images_in(folder: Path) -> list[str]:
-    return [name for name in _entries(folder, is_folder=False) if name.lower().endswith(SUFFIXES)]
+def images_within(folder: Path) -> list[str]:
+    """The paths, from a folder, of the images in it and in the folders in it; hidden ones are left out.
+
+    Links are followed, but not in circles. What is called as an image is, or is a link to nothing, is one of
+    them, so that whoever reads it is told what it is.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise _cannot_read(error) from None
+
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        above = os.path.relpath(place, folder)
+        for name in (*files, *folders):
+            if not name.startswith(".") and (name.lower().endswith(SUFFIXES) or _is_lost(place, name)):
+                found.append(os.path.normpath(os.path.join(above, name)))
+    return found
+
+
+def _is_lost(place: str, name: str) -> bool:
+    path = os.path.join(place, name)
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+def _cannot_read(error: OSError) -> BadInput:
+    return BadInput(f"cannot read the folder {error.filename}: {error.strerror}")
 
 
 # Control characters, and the half characters that stand for what is not UTF-8.
@@ -372,14 +405,8 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 def _check_names(root: Path, names: list[str]) -> None:
     if strange := [name for name in names if UNPRINTABLE.search(name)]:
         raise BadInput(
-            f"{root} has names that are not UTF-8, or have control characters: "
-            f"{some([printable(name) for name in strange])}; rename them"
+            f"{root} has names that are not UTF-8, or have control characters: {some(strange)}; rename them"
         )
-
-
-def printable(name: str) -> str:
-    """The name with what cannot be written in a line as backslashes and numbers."""
-    return UNPRINTABLE.sub(lambda found: repr(os.fsencode(found.group()))[2:-1], name)
 
 
 def _in_share(images: Images, share: float) -> NDArray[np.bool_]:

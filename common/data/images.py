@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from common.architecture import Architecture
 from common.data.decode import SUFFIXES
-from common.data.folder import UNPRINTABLE, Images, printable
+from common.data.folder import UNPRINTABLE, Images, images_within
 from common.errors import BadInput, MissingFile
 
 
@@ -28,17 +28,17 @@ def find_files(paths: list[Path]) -> dict[Path, str]:
     files: dict[Path, str] = {}
     for path in paths:
         if path.is_dir():
-            found = sorted(file for file in _walk(path) if file.suffix.lower() in SUFFIXES)
+            found = sorted(map(Path, images_within(path)))
             if not found:
                 raise BadInput(f"{path} has no images ({', '.join(SUFFIXES)})")
-            files |= {file: str(file.relative_to(path)) for file in found}
-        elif path.is_file():
+            files |= {path / name: str(name) for name in found}
+        elif os.path.lexists(path):  # what is no file, who reads it says
             files[path] = path.name
         else:
             raise MissingFile(f"{path} not found; give image files, or one .npy file")
     for file in files:
         if UNPRINTABLE.search(str(file)):
-            raise BadInput(f"{printable(str(file))} is not UTF-8, or has control characters; rename it")
+            raise BadInput(f"{file} is not UTF-8, or has control characters; rename it")
     return files
 
 
@@ -46,19 +46,6 @@ def without_classes(paths: Iterable[Path]) -> Images:
     """Image files that are wherever they are, and of no class; all labels are 0."""
     names = [str(path) for path in paths]
     return Images(Path(), names, np.zeros(len(names), np.int32), ())
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """The files in a folder and in those in it, links followed but not in circles, hidden ones left out."""
-    seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 def read_array(path: Path) -> NDArray:

@@ -38,6 +38,10 @@ def _turned(path: Path, side: int) -> None:
     picture(2 * side, side).save(path, exif=exif, quality=95)
 
 
+def _turned_tiff(path: Path, side: int) -> None:
+    picture(2 * side, side).save(path, tiffinfo={0x0112: 6})
+
+
 def _sixteen_bits(path: Path, side: int) -> None:
     grey = np.asarray(picture(side, side).convert("L")).astype(np.uint16)
     Image.fromarray(grey * 256 + 200).save(path)
@@ -59,6 +63,12 @@ FILES: dict[str, Callable[[Path, int], None]] = {
     ),
     "ink.jpg": lambda path, side: picture(side, side).convert("CMYK").save(path),
     "sixteen bits.png": _sixteen_bits,
+    "colours.bmp": lambda path, side: picture(side, side).save(path),
+    "palette.bmp": lambda path, side: picture(side, side).convert("P").save(path),
+    "turned.tif": _turned_tiff,
+    "ink.tif": lambda path, side: picture(side, side).convert("CMYK").save(path),
+    "glass.tiff": lambda path, side: picture(side, side, mode="RGBA").save(path, compression="tiff_lzw"),
+    "sixteen bits.tif": _sixteen_bits,
     "glass.webp": lambda path, side: picture(side, side, mode="RGBA").save(path, lossless=True, exact=True),
 }
 

@@ -23,12 +23,12 @@ def test_every_kind_of_file_is_decoded(tmp_path: Path, kind: str, channels: int)
     found = decode(path, channels)
     assert found.mode == {1: "L", 3: "RGB"}[channels]
     pixels = np.asarray(found).astype(int)
-    if kind in ("large.png", "small.png", "turned.jpg"):
-        width, height = {"large.png": (120, 80), "small.png": (20, 23), "turned.jpg": (40, 80)}[kind]
-        assert found.size == (width, height)
+    sizes = {"large.png": (120, 80), "small.png": (20, 23), "turned.jpg": (40, 80), "turned.tif": (40, 80)}
+    if kind in sizes:
+        assert found.size == sizes[kind]
         return
     expected = picture(40, 40, mode="RGBA" if kind.startswith("glass") else "RGB").convert("RGB")
-    if kind in ("grey.png", "grey glass.png", "sixteen bits.png"):
+    if kind.startswith(("grey", "sixteen bits")):
         expected = expected.convert("L")
     if kind == "two colours.png":
         expected = expected.convert("1")
@@ -39,10 +39,11 @@ def test_every_kind_of_file_is_decoded(tmp_path: Path, kind: str, channels: int)
         assert far.max() == 0
 
 
-def test_exif_turns_it(tmp_path: Path) -> None:
-    picture(80, 40).save(tmp_path / "lying.jpg", quality=95)
-    lying = decode(tmp_path / "lying.jpg", 3)
-    turned = decode(write_file(tmp_path, "turned.jpg", 40), 3)
+@pytest.mark.parametrize("kind", ["jpg", "tif"])
+def test_exif_turns_it(tmp_path: Path, kind: str) -> None:
+    picture(80, 40).save(tmp_path / f"lying.{kind}", quality=95)
+    lying = decode(tmp_path / f"lying.{kind}", 3)
+    turned = decode(write_file(tmp_path, f"turned.{kind}", 40), 3)
     np.testing.assert_array_equal(turned, lying.transpose(Image.Transpose.ROTATE_270))
 
 
@@ -57,17 +58,39 @@ def test_a_photograph_with_a_second_image_in_it_is_a_jpeg(tmp_path: Path) -> Non
     assert decode(tmp_path / "two.jpg", 3).size == (48, 32)
 
 
-@pytest.mark.parametrize("kind", ["EPS", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("kind", ["EPS", "GIF", "PPM", "ICO", "PDF"])
 def test_other_formats_are_not_opened_whatever_they_are_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr("subprocess.check_call", lambda *_: pytest.fail("a program was started"))
     path = tmp_path / "drawing.jpg"
     picture(40, 40).save(path, kind)
-    with pytest.raises(BadInput, match=r"\(no JPEG, PNG or WebP\); replace it, or skip bad ones") as error:
+    with pytest.raises(
+        BadInput, match=r"\(no JPEG, PNG, WebP, BMP or TIFF\); replace it, or skip bad ones"
+    ) as error:
         decode(path, 3)
     one_line(error)
-    assert why_bad(path) == "no JPEG, PNG or WebP"
+    assert why_bad(path) == "no JPEG, PNG, WebP, BMP or TIFF"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+def test_more_pixels_than_any_photograph_has_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = tmp_path / "large.png"
+    Image.new("L", (100, 51)).save(path, kind)
+    monkeypatch.setattr("common.data.decode.MOST_PIXELS", 5000)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it was decoded"))
+    assert why_bad(path) == "100×51 pixels, and 5,000 is the most"
+    with pytest.raises(BadInput, match="5,000 is the most"):
+        decode(path, 3)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_without_a_white_are_refused(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (40, 40), 1).save(tmp_path / "depths.tif")
+    with pytest.raises(BadInput, match="of 32 bits, of which nothing says what is white"):
+        decode(tmp_path / "depths.tif", 3)
 
 
 def test_whatever_pillow_raises_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def loop(root: Path) -> None:
     ("spoil", "options", "said"),
     [
         (newline, {}, r"control characters: cat/two\nlines.jpg"),
-        (loop, {}, "cannot read the folder"),
+        (loop, {}, "links that lead nowhere: bird"),
         (empty_class, {}, "classes without images: bird"),
         (class_only_in_val, {}, "classes that are not among those trained: bird"),
         (not_utf8, {}, r"not UTF-8, or have control characters: cat/caf\xe9.jpg"),
@@ -207,9 +207,43 @@ def test_a_bad_file_that_nobody_checked_is_named_when_its_turn_comes(root: Path)
 def test_a_reason_that_may_pass_is_not_remembered(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ImageFolder(root, 4)
     with monkeypatch.context() as patch:
-        patch.setattr("common.data.folder.why_bad", lambda path: "[Errno 13] Permission denied")
+        patch.setattr("common.data.folder.why_bad", lambda path: "cannot be opened: Permission denied")
         with pytest.raises(BadInput, match="24 files that are no images"):
             module.check()
+    module.check()
+
+
+def test_what_is_called_an_image_and_is_no_file_is_named_and_counted(root: Path) -> None:
+    """None is opened: a pipe would wait for somebody who writes."""
+    cats = root / "train/cat"
+    (cats / "nowhere.png").symlink_to(root / "gone.png")
+    (cats / "itself.png").symlink_to("itself.png")
+    (cats / "more").symlink_to(root / "gone")  # perhaps a folder of images
+    (cats / "zero.jpg").symlink_to("/dev/zero")
+    (cats / "folder.png").mkdir()
+    os.mkfifo(cats / "pipe.jpg")
+    with pytest.raises(BadInput) as error:
+        ImageFolder(root, 4).check()
+    one_line(
+        error,
+        "has 6 files that are no images",
+        "cat/nowhere.png (cannot be opened: a link to nothing)",
+        "cat/itself.png (cannot be opened: Too many levels of symbolic links)",
+        "cat/more (cannot be opened: a link to nothing)",
+        "cat/zero.jpg (cannot be opened: a pipe or a device)",
+        "cat/folder.png (cannot be opened: a folder)",
+        "cat/pipe.jpg (cannot be opened: a pipe or a device)",
+    )
+    left = ImageFolder(root, 4, skip_bad=True)
+    assert (left.num_train, len(left.skipped)) == (24, 6)
+
+
+def test_images_in_folders_within_a_class_are_of_the_class(root: Path) -> None:
+    (root / "train/cat/more").mkdir()
+    shutil.copy(root / "train/cat/cat000.jpg", root / "train/cat/more/again.jpg")
+    (root / "train/cat/more/around").symlink_to(root / "train/cat")
+    module = ImageFolder(root, 4)
+    assert module.num_train == 25 and "cat/more/again.jpg" in module.train.names
     module.check()
 
 
