@@ -8,6 +8,7 @@ Weights and gradients never come this way. The connections stay open, for that o
 from __future__ import annotations
 
 import json
+import selectors
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 from common.errors import BadInput, Stopped, end_process
 from common.processes.group import ALONE, Group
+from common.reading import fits, parse_json
 
 PATIENCE = 45.0  # seconds until all workers must have come
 GRACE = 3.0  # seconds a worker has to stop for the same reason as another
@@ -100,18 +102,29 @@ class _Line:
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.settimeout(seconds)
-        self.socket, self._file = connection, connection.makefile("rb")
+        self.socket, self._heard = connection, b""
 
     def send(self, message: Mapping[str, Any]) -> None:
         self.socket.sendall(json.dumps(message).encode() + b"\n")
 
+    def hear(self) -> bool:
+        """Take what has come; returns whether `receive` need not wait for more."""
+        try:
+            more = self.socket.recv(LONGEST)
+        except OSError:
+            more = b""
+        self._heard += more
+        return not more or b"\n" in self._heard or len(self._heard) > LONGEST
+
     def receive(self) -> dict[str, Any]:
         """The next message; {} once the other end is closed or silent, or if it is no worker's."""
+        while b"\n" not in self._heard and not self.hear():
+            pass
+        said, _, self._heard = self._heard.partition(b"\n")
         try:
-            message = json.loads(self._file.readline(LONGEST) or "{}")
-        except (OSError, ValueError):
+            return parse_json(said or "{}", dict)
+        except ValueError:
             return {}
-        return message if isinstance(message, dict) else {}
 
 
 def _listen(
@@ -130,23 +143,16 @@ def _listen(
     addresses = {0: free_address(host)}
     refused: list[_Line] = []
     wrong = ""
-    while len(addresses) < seat.workers and not wrong:
-        server.settimeout(max(deadline - time.monotonic(), 0.01))
-        try:
-            connection, _ = server.accept()
-        except TimeoutError:
-            missing = ", ".join(str(rank) for rank in range(seat.workers) if rank not in addresses)
-            wrong = f"worker {missing} has not come to {seat.coordinator} in time; start every rank"
-            break
-        line = _Line(stack.enter_context(connection), seconds=5)
-        said = line.receive()
-        if not said:  # somebody else
-            continue
-        wrong = _what_is_wrong(said, seat, about, addresses)
-        if wrong:
+    for line, said in _reports(server, deadline, stack):
+        if wrong := _what_is_wrong(said, seat, about, addresses):
             refused.append(line)
-        else:
-            lines[said["rank"]], addresses[said["rank"]] = line, said["address"]
+            break
+        lines[said["rank"]], addresses[said["rank"]] = line, said["address"]
+        if len(addresses) == seat.workers:
+            break
+    else:
+        missing = ", ".join(str(rank) for rank in range(seat.workers) if rank not in addresses)
+        wrong = f"worker {missing} has not come to {seat.coordinator} in time; start every rank"
     if wrong:
         _tell([*lines.values(), *refused], wrong=wrong)
         raise BadInput(wrong)
@@ -155,21 +161,47 @@ def _listen(
     return Group(0, seat.workers, ordered), lines
 
 
+def _reports(
+    server: socket.socket, deadline: float, stack: ExitStack
+) -> Iterator[tuple[_Line, dict[str, Any]]]:
+    """What each worker says that comes in time. Nobody waits for one who says nothing, or something else."""
+    server.setblocking(False)
+    with selectors.DefaultSelector() as coming:
+        coming.register(server, selectors.EVENT_READ)
+        while (left := deadline - time.monotonic()) > 0:
+            for key, _ in coming.select(left):
+                if key.fileobj is server:
+                    with suppress(OSError):  # who came is gone
+                        connection = stack.enter_context(server.accept()[0])
+                        coming.register(connection, selectors.EVENT_READ, _Line(connection, seconds=5))
+                elif key.data.hear():
+                    coming.unregister(key.fileobj)
+                    said = key.data.receive()
+                    if _is_report(said):
+                        yield key.data, said
+
+
+def _is_report(said: Mapping[str, Any]) -> bool:
+    """Whether this is what `_report` sends."""
+    kinds = {"rank": int, "workers": int, "address": str, "about": dict[str, str]}
+    return (
+        all(fits(said.get(name), kind) for name, kind in kinds.items()) and 0 < said["rank"] < said["workers"]
+    )
+
+
 def _what_is_wrong(
     said: Mapping[str, Any], seat: Seat, about: Mapping[str, str], addresses: Mapping[int, str]
 ) -> str:
     """Why the worker that says this cannot join; "" if it can."""
-    rank, theirs = said.get("rank"), said.get("about")
-    if not isinstance(theirs, dict) or not isinstance(rank, int):
-        return f"a worker of another version of resnet-tabs came to {seat.coordinator}; install the same"
+    rank, theirs = said["rank"], said["about"]
     for name in dict.fromkeys([*about, *theirs]):
         if about.get(name) != theirs.get(name):
             return (
                 f"worker {rank} has {name} {theirs.get(name, 'unknown')}, worker 0 has "
                 f"{about.get(name, 'unknown')}; they must be the same"
             )
-    if said.get("workers") != seat.workers:
-        return f"worker {rank} was told --workers {said.get('workers')}, worker 0 {seat.workers}"
+    if said["workers"] != seat.workers:
+        return f"worker {rank} was told --workers {said['workers']}, worker 0 {seat.workers}"
     if rank in addresses:
         return f"two workers came as --rank {rank}; each must have its own"
     return ""
@@ -199,14 +231,16 @@ def _report(
         answer = line.receive()
     if "wrong" in answer:
         raise BadInput(str(answer["wrong"]))
-    if "addresses" not in answer:
+    addresses = answer.get("addresses")
+    if not fits(addresses, list[str]) or len(addresses) != seat.workers:
         raise BadInput(f"what listens at {seat.coordinator} is no worker 0 of this run; choose another port")
-    return Group(seat.rank, seat.workers, tuple(answer["addresses"])), {0: line}
+    return Group(seat.rank, seat.workers, tuple(addresses)), {0: line}
 
 
 def _watch(rank: int, lines: Mapping[int, _Line], over: threading.Event) -> None:
     """Wait for the last word of a worker; without one it is lost, and this process ends."""
-    lines[rank].socket.settimeout(None)
+    with suppress(OSError):  # all may be over already
+        lines[rank].socket.settimeout(None)
     said = lines[rank].receive()
     if over.is_set() or said.get("end") == "":
         return

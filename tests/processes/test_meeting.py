@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -128,19 +129,68 @@ def test_another_program_at_the_port_is_no_worker_0() -> None:
     assert "is no worker 0 of this run" in said
 
 
-def test_another_program_that_calls_is_not_minded() -> None:
+REPORT = b'{"rank": %s, "workers": 2, "address": "host:1", "about": {"resnet-tabs": "0.1.0", "lr": "0.1"}}\n'
+
+STRANGERS = {
+    "a browser": b"GET / HTTP/1.1\r\n\r\n",
+    "JSON, very deep": b"[" * 50_000 + b"\n",
+    "an object, very deep": b'{"rank":' * 5000 + b"\n",
+    "JSON without end": b'{"rank": "' + b"a" * 200_000,
+    "other JSON": b'{"jsonrpc": "2.0", "id": 1}\n',
+    "a rank in words": REPORT % b'"one"',
+    "a rank that is none": REPORT % b"7",
+    "a negative rank": REPORT % b"-1",
+    "a rank of many digits": REPORT % (b"9" * 5000),
+    "a rank that is no number": REPORT % b"NaN",
+    "a rank twice": REPORT % b'1, "rank": 1',
+    "no UTF-8": REPORT % b'"\xff"',
+    "half a character": REPORT % b'"\\ud800"',
+    "a list of versions": b'{"rank": 1, "workers": 2, "address": "host:1", "about": [["lr", "0.1"]]}\n',
+    "nothing": b"",
+}
+
+
+def connect(address: tuple[str, int]) -> socket.socket:
+    for _ in range(200):
+        try:
+            return socket.create_connection(address)
+        except OSError:
+            time.sleep(0.02)
+    raise AssertionError("worker 0 does not listen")
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_another_program_that_calls_is_not_minded(stranger: str) -> None:
     both = seats(2, 0, 1)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(meet, both[:1])
-        for _ in range(100):
-            try:
-                with socket.create_connection(both[0].address) as stranger:
-                    stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                break
-            except OSError:
-                time.sleep(0.02)
+        with connect(both[0].address) as caller, suppress(OSError):
+            caller.sendall(STRANGERS[stranger])
         (group,) = meet(both[1:])
         assert first.result()[0].addresses == group.addresses
+
+
+def test_nobody_waits_for_those_who_call_and_say_nothing() -> None:
+    both = seats(2, 0, 1)
+    with ThreadPoolExecutor() as pool, ExitStack() as stack:
+        first = pool.submit(meet, both[:1])
+        for _ in range(20):
+            stack.enter_context(connect(both[0].address))
+        began = time.monotonic()
+        (group,) = meet(both[1:])
+        assert first.result()[0].addresses == group.addresses
+        assert time.monotonic() - began < 3
+
+
+def test_an_answer_that_is_not_worker_0s_is_one_line() -> None:
+    for answer in (b"[" * 50_000, b'{"addresses": 5}', b'{"addresses": ["a:1"]}', b'{"addresses": [1, 2]}'):
+        with socket.create_server(("127.0.0.1", 0)) as other, ThreadPoolExecutor() as pool:
+            found = pool.submit(meet, [Seat(f"127.0.0.1:{other.getsockname()[1]}", 1, 2)])
+            connection, _ = other.accept()
+            with connection:
+                connection.sendall(answer + b"\n")
+                (said,) = errors(found.result())
+        assert "is no worker 0 of this run" in said
 
 
 LOST = """
