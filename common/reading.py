@@ -9,13 +9,17 @@ import os
 import re
 import reprlib
 import stat
+import struct
 import types
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 LARGEST = 4 << 20  # bytes of JSON; a ResNet-152's header in safetensors has 100 KiB
 DEEPEST = 64  # lists and objects within each other
+MOST_NAMES = 1 << 20  # bytes of an archive's list of members; a ResNet-152 in training has 300 KiB
 LONGEST = 4000  # characters of a line that is shown
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 60
@@ -91,6 +95,41 @@ def check_regular(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, "a folder")
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "a pipe or a device")
+
+
+@contextmanager
+def open_zip(path: Path, ratio: int) -> Iterator[zipfile.ZipFile]:
+    """A zip archive that is not too large for its file.
+
+    Args:
+        ratio: the most that it may unpack to, as a multiple of the file, beyond 64 MiB.
+
+    Raises:
+        ValueError: if it is none, has a name twice or too many, or unpacks to more.
+    """
+    size = path.stat().st_size
+    if _directory_bytes(path, size) > MOST_NAMES:  # which `zipfile` reads whole
+        raise ValueError("it has too many members")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        _once([(member.filename, member) for member in members])
+        if sum(member.file_size for member in members) > ratio * size + (64 << 20):
+            raise ValueError("it is packed too tightly")
+        yield archive
+
+
+def _directory_bytes(path: Path, size: int) -> int:
+    """Of the list of members at the end of a zip archive."""
+    with path.open("rb") as file:
+        file.seek(-min(size, 1 << 17), os.SEEK_END)
+        end = file.read()
+    record = end.rfind(b"PK\x05\x06")
+    if record < 0 or len(end) < record + 22:
+        raise ValueError("it is no complete zip archive")
+    (count,) = struct.unpack_from("<I", end, record + 12)
+    if record >= 76 and end.startswith(b"PK\x06\x07", record - 20):  # of more than 4 GiB, there before
+        (count,) = struct.unpack_from("<Q", end, record - 76 + 40)
+    return int(count)
 
 
 def check_fields(fields: Mapping[str, Any], of: type) -> None:

@@ -23,7 +23,7 @@ from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto, BundleH
 
 from common.errors import BadInput, MissingFile
 from common.files import cannot_write, write_atomically
-from common.reading import parse_json
+from common.reading import open_zip, parse_json
 from common.weights import from_bfloat16
 
 HDF5, ZIP, TABLE = (
@@ -60,8 +60,6 @@ IEEE = {
     8: (0, 64, 52, 11, 0, 52, 1023),
 }
 NEWER = "it is not laid out as Keras does, or has links; load it in Keras and save it again"
-
-ZIP64 = b"PK\x06\x07"  # before the list of members, says where another is
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 NUMBERS = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64)
@@ -476,38 +474,21 @@ class _HDF5:
 
 def _read_keras(path: Path) -> tuple[dict[str, NDArray], list[str]]:
     """Of a zip archive that has the weights in HDF5 and the model as JSON, which is read for names alone."""
-    size = path.stat().st_size
-    _check_directory(path, size)
-    with zipfile.ZipFile(path) as archive:
+    with open_zip(path, ratio=2) as archive:  # weights hardly shrink
 
-        def member(name: str, most: int) -> bytes:
-            members = [info for info in archive.infolist() if info.filename == name]
-            if len(members) != 1:
-                raise BadInput(f"it has {len(members)} members {name}, not one; save the model again")
-            info = members[0]
-            packed = info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-            if packed or info.file_size > most or info.flag_bits & 1:
+        def member(name: str) -> bytes:
+            if name not in archive.namelist():
+                raise BadInput(f"it has no {name}; save the model again")
+            info = archive.getinfo(name)
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
                 raise BadInput(f"its {name} is encrypted or packed too tightly; save the model again")
             return archive.read(info)
 
         def config() -> list[tuple[str, str]]:
-            layers = parse_json(member("config.json", LARGEST_TEXT), dict)["config"]["layers"]
+            layers = parse_json(member("config.json"), dict)["config"]["layers"]
             return [(str(layer["class_name"]), str(layer["config"]["name"])) for layer in layers]
 
-        weights = member("model.weights.h5", max(2 * size, 64 << 20))  # weights hardly shrink
-        return _read_hdf5(weights, config)
-
-
-def _check_directory(path: Path, size: int) -> None:
-    """Refuse a long list of members, which `zipfile` would read whole."""
-    with path.open("rb") as file:
-        file.seek(-min(size, 1 << 17), 2)
-        end = file.read()
-    record = end.rfind(b"PK\x05\x06")
-    if record < 0 or len(end) < record + 22 or end[max(record - 20, 0) : record].startswith(ZIP64):
-        raise BadInput("it is no complete zip archive of less than 4 GiB; take another copy")
-    if struct.unpack_from("<I", end, record + 12)[0] > 1 << 16:
-        raise BadInput("it has too many members for a .keras file; save the model again")
+        return _read_hdf5(member("model.weights.h5"), config)
 
 
 # TensorFlow checkpoints

@@ -4,6 +4,7 @@ import io
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from common.errors import BadInput
 from common.files import write_atomically
+from common.reading import brief, open_zip, shown
 
 
 def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
@@ -24,6 +26,9 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
         ValueError: if the file is damaged, holds more than tensors, or tensors that NumPy cannot hold.
     """
     try:
+        if zipfile.is_zipfile(path):
+            with open_zip(path, ratio=1):  # tensors are not packed
+                pass
         with warnings.catch_warnings(action="ignore"):  # what becomes of the file is said in one line
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -34,7 +39,7 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
         ) from None
     except Exception as error:  # in a damaged pickle anything can go wrong
         reason = (str(error).splitlines() or ["it ends too soon"])[0]
-        raise BadInput(f"{path} is not a complete PyTorch file: {reason}") from None
+        raise BadInput(f"{path} is not a complete PyTorch file: {shown(reason, 200)}") from None
 
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -42,9 +47,14 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
     if not isinstance(content, dict):
         raise BadInput(f"{path} holds {type(content).__name__}, not a state dict; save model.state_dict()")
     arrays, halves = {}, []
+    room = 4 * path.stat().st_size + (64 << 20)  # a tensor may be a view, as large as it likes, of one number
     for name, tensor in content.items():
         if not (isinstance(name, str) and isinstance(tensor, torch.Tensor)):
-            raise BadInput(f"{path} holds {name}, which is no tensor with a name; save model.state_dict()")
+            what = brief(name)
+            raise BadInput(f"{path} holds {what}, which is no tensor with a name; save model.state_dict()")
+        room -= tensor.numel() * tensor.element_size()
+        if room < 0:
+            raise BadInput(f"{path} holds {brief(name)}, a view larger than the file; save it contiguous")
         if tensor.dtype == torch.bfloat16:
             halves.append(name)
             tensor = tensor.float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -341,6 +342,51 @@ def test_json_of_something_else_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ValueError) as error:
         Architecture.from_json(text)
     one_line(error, "not the description of an architecture")
+
+
+ABSURD = {
+    "blocks": '{"stages": [[1000000000, 4]]}',
+    "stages": f'{{"stages": [{"[1, 4], " * 200_000}[1, 4]]}}',
+    "channels": '{"stages": [[1, 1000000000]]}',
+    "channels of thousands of digits": f'{{"stages": [[1, 1{"0" * 4000}]]}}',
+    "parameters": '{"stages": [[9000, 1000000]]}',
+    "classes": '{"stages": [[1, 4]], "num_classes": 1000000000}',
+    "groups": '{"stages": [[1, 4]], "block": "resnext", "groups": 1000000000000}',
+    "a bottleneck": '{"stages": [[1, 4]], "block": "resnext", "groups": 1, "bot_mul": 1e308}',
+    "an infinite bottleneck": '{"stages": [[1, 4]], "block": "resnext", "groups": 1, "bot_mul": 1e999}',
+    "an epsilon": '{"stages": [[1, 4]], "epsilon": Infinity}',
+    "depth": '{"stages": ' + "[" * 100_000,
+    "a name": f'{{"stages": [[1, 4]], "{"x" * 1_000_000}": 1}}',
+    "a block": f'{{"stages": [[1, 4]], "block": "{"x" * 1_000_000}"}}',
+    "a name twice": '{"stages": [[1, 4]], "stages": [[2, 4]]}',
+    "line breaks": '{"stages": [[1, 4]], "a\\nb": 1}',
+}
+
+
+@pytest.mark.parametrize("case", ABSURD)
+def test_an_absurd_description_is_refused_at_once_in_one_line(case: str) -> None:
+    began = time.process_time()
+    with pytest.raises(BadInput) as error:
+        Architecture.from_json(ABSURD[case])
+    one_line(error, "not the description of an architecture")
+    assert len(str(error.value)) < 600
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"in_channels": 10**5000},
+        {"epsilon": 10**5000},
+        {"block": "resnext", "groups": 1, "bot_mul": 10**5000},
+        {"stages": ((1, 10**5000),)},
+    ],
+    ids=lambda options: next(reversed(options)),
+)
+def test_numbers_that_nobody_can_write_are_one_line(options: dict[str, Any]) -> None:
+    with pytest.raises(BadInput) as error:
+        Architecture(**{"stages": ((1, 4),), **options})
+    one_line(error, "very large")
 
 
 def test_json_without_axes_is_the_chapters_network() -> None:

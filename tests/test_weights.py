@@ -285,6 +285,50 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def write_header(path: Path, header: str, tensors: bytes = bytes(8)) -> Path:
+    """A safetensors file with this header."""
+    path.write_bytes(len(header.encode()).to_bytes(8, "little") + header.encode() + tensors)
+    return path
+
+
+BIAS = '{"dtype": "F32", "shape": [1], "data_offsets": [%d, %d]}'
+HEADERS = {
+    "a name twice": (f'{{"a": {BIAS % (0, 4)}, "a": {BIAS % (4, 8)}}}', "'a' is there twice"),
+    "metadata twice": ('{"__metadata__": {"a": "1", "a": "2"}}', "'a' is there twice"),
+    "metadata of numbers": ('{"__metadata__": {"architecture": 5}}', "not of texts"),
+    "depth": ("[" * 100_000, "nested"),
+    "half a character": (f'{{"\\ud800": {BIAS % (0, 4)}, "b": {BIAS % (4, 8)}}}', "half a character"),
+    "overlap": (f'{{"a": {BIAS % (0, 4)}, "b": {BIAS % (0, 4)}}}', "not a complete"),
+    "a negative shape": ('{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "not a complete"),
+    "beyond the end": (f'{{"a": {BIAS % (0, 400)}}}', "not a complete"),
+    "an absurd type": ('{"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}', "not a complete"),
+    "an absurd shape": (
+        '{"a": {"dtype": "F32", "shape": [9000000000, 9000000000, 9000000000], "data_offsets": [0, 8]}}',
+        "not a complete",
+    ),
+    "5 MiB": (" " * (5 << 20), "larger than 4 MiB"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_header_of_a_stranger_is_one_line(tmp_path: Path, case: str) -> None:
+    header, words = HEADERS[case]
+    for load in (load_checkpoint, load_metadata):
+        with pytest.raises(BadInput) as error:
+            load(write_header(tmp_path / "a.safetensors", header))
+        one_line(error, words)
+        assert len(str(error.value)) < 500
+
+
+def test_names_of_tensors_do_nothing_to_a_terminal(tmp_path: Path) -> None:
+    save_file(
+        {"a\nb\x1b[2J\u202e": np.zeros(1)}, tmp_path / "a.safetensors", {"architecture": ARCH.to_json()}
+    )
+    with pytest.raises(BadInput) as error:
+        load_checkpoint(tmp_path / "a.safetensors")
+    one_line(error, r"extra: a\nb\x1b[2J\u202e")
+
+
 def test_a_checkpoint_of_a_type_numpy_lacks_says_so(tmp_path: Path) -> None:
     header = b'{"last.bias":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
     path = tmp_path / "bfloat16.safetensors"

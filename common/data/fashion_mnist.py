@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.client
+import io
 import os
 import urllib.request
 import zlib
@@ -27,6 +28,7 @@ from common.data.pipeline import ArrayBatches, Batch, batches, read_ahead
 from common.errors import BadInput, MissingFile
 from common.files import cannot_write, output_folder, write_atomically
 from common.processes.group import ALONE, Group
+from common.reading import read_file
 
 CLASSES = (
     "T-shirt/top",
@@ -41,6 +43,7 @@ CLASSES = (
     "Ankle boot",
 )
 
+MOST_BYTES = 1 << 26  # of a file; the largest has 47,040,016
 # SHA-256 of the IDX files inside the .gz files: Debian packs the same content with another gzip
 # header than the publisher's, and some people have the files unpacked.
 FULL_SHA256 = {
@@ -207,7 +210,7 @@ def download(directory: str | os.PathLike[str] | None = None) -> Path:
         remedy = "try again later, or install Debian's dataset-fashion-mnist"
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
-                packed = response.read()
+                packed = response.read(MOST_BYTES)
         except (OSError, http.client.HTTPException) as error:
             raise BadInput(f"cannot download {url}: {getattr(error, 'reason', error)}; {remedy}") from None
         _unpack(packed, url, sha256, remedy)
@@ -289,9 +292,9 @@ def _array(folder: Path, name: str, sha256: str, remedy: str) -> NDArray[np.uint
     if path is None:
         raise MissingFile(f"{folder / name}.gz not found; {remedy}")
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}; {remedy}") from None
+        content = read_file(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot read {path}: {getattr(error, 'strerror', error)}; {remedy}") from None
     idx = _unpack(content, path, sha256, remedy)
     # IDX: two zero bytes, the type (8 is uint8), the number of dimensions, each as uint32, the values.
     shape = np.frombuffer(idx, ">u4", count=idx[3], offset=4)
@@ -302,7 +305,8 @@ def _unpack(content: bytes, origin: str | Path, sha256: str, remedy: str) -> byt
     """The IDX file in what was read from `origin`, a .gz or not, checked."""
     if str(origin).endswith(".gz"):
         try:
-            content = gzip.decompress(content)
+            with gzip.open(io.BytesIO(content)) as file:
+                content = file.read(MOST_BYTES + 1)  # longer is another file, and may be endless
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise BadInput(f"{origin} is not a whole gzip file ({error}); {remedy}") from None
     if hashlib.sha256(content).hexdigest() != sha256:

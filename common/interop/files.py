@@ -18,7 +18,7 @@ from common.backend import BACKENDS, load_backend
 from common.errors import BadInput, MissingBackend, MissingFile
 from common.files import output_folder, write_atomically
 from common.interop.families import FAMILIES, hugging_face_config
-from common.reading import some
+from common.reading import open_zip, some
 from common.weights import NUMPY_TYPES, from_bfloat16, open_safetensors, read_header, write_safetensors
 
 KNOWN = "a .safetensors, .pth, .pt, .bin, .h5, .keras, .msgpack or .params file, or a checkpoint's folder"
@@ -76,7 +76,7 @@ def _kind(path: Path) -> str:
 
 def _is_keras(path: Path) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path, ratio=2) as archive:
             return "model.weights.h5" in archive.namelist()
     except (zipfile.BadZipFile, ValueError, OSError):
         return False

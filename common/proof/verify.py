@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from common import horizon
 from common.architecture import Architecture, Shape
 from common.backend import load_backend
-from common.data.images import check_images
+from common.data.images import check_images, read_npy
 from common.deviation import deviation
 from common.errors import BadInput, MissingFile
 from common.horizon import LAYER_BOUNDS, allowed
@@ -28,6 +28,7 @@ from common.processes.workers import Shares
 from common.proof.compare import each
 from common.proof.judge import AT_ONCE, Findings, deviations, first_outside, worst_pair
 from common.proof.traps import TRAPS, Trap, port
+from common.reading import brief, open_zip, shown
 from common.weights import Weights, from_bfloat16
 
 Activations = dict[str, NDArray]
@@ -161,18 +162,19 @@ def read_recording(path: Path, arch: Architecture) -> Recording:
     arrays: Activations = {}
     name = "it"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = file.files
+        with open_zip(path, ratio=100) as archive:  # zeros shrink a lot
+            found = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             for name in (name for name in [*names, "x"] if name in found):
-                arrays[name] = file[name]
+                with archive.open(found[name]) as member:
+                    arrays[name] = read_npy(member, found[name].file_size)
     except Exception as error:  # of a dozen kinds: NumPy's, zipfile's, zlib's, the tokeniser's
         raise BadInput(
             f"{path} cannot be read: {name} is damaged or holds Python objects, which are never unpickled "
-            f"({error}); save plain arrays with numpy.savez"
+            f"({shown(str(error), 200)}); save plain arrays with numpy.savez"
         ) from None
     layers = {name: array for name, array in arrays.items() if name != "x"}
     if not layers:
-        has = ", ".join(map(repr, found[:5])) or "nothing"
+        has = ", ".join(map(brief, list(found)[:5])) or "nothing"
         raise BadInput(f"{path} has none of {', '.join(names)}; it has {has}")
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,9 +55,10 @@ def draw(path: Path, confusion: NDArray[np.int64], classes: Sequence[str]) -> No
     axes.set_ylabel("class")
     if len(classes) <= MOST_NAMES:
         numbers = range(len(classes))
-        names = [shown(name, 60).replace("$", r"\$") for name in classes]
+        names = [shown(name, 40).replace("$", r"\$") for name in classes]
         axes.set_xticks(numbers, names, rotation=90)
         axes.set_yticks(numbers, names)
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
+    with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks
+        figure.savefig(picture, format="png", dpi=120)
     write_atomically(path, picture.getvalue())

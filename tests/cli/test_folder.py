@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import architecture, initial_weights, load_checkpoint, save_checkpoint
+from common import Architecture, architecture, initial_weights, load_checkpoint, save_checkpoint
 from common.data import CLASSES, ImageFolder, sample, write_images
+from common.training import confusion
 from common.training.runs import read_history, read_settings
 from tests.cli.commands import command, run, run_here, succeed, succeed_here, wait_for
 from tests.data.folders import make_folder
@@ -276,13 +277,24 @@ def test_a_checkpoint_whose_classes_are_damaged_is_one_line(
         ("cat", "[28, 28]", "0.1"),
         (json.dumps(["a"] * 3), "[28, 28]", "0.1"),
         ('["a", "b"]', "28", "0.1"),
+        ('["a", 5]', "[28, 28]", "0.1"),
+        ('["a", "\\ud800"]', "[28, 28]", "0.1"),
+        ("[" * 100_000, "[28, 28]", "0.1"),
         ('["a", "b"]', "[28, 28]", "xx"),
+        ('["a", "b"]', "[28, 28]", '"xx"'),
+        ('["a", "b"]', "[28, 28]", "NaN"),
+        ('["a", "b"]', "[28, 28]", "-3"),
+        ('["a", "b"]', "[1e999, 16]", "0.1"),
+        ('["a", "b"]', "[60000, 60000]", "0.1"),
+        ('["a", "b"]', "[28.0, 28]", "0.1"),
+        ('["a", "b"]', f"[{'9' * 5000}, 28]", "0.1"),
+        ('["a", "b"]', "[" * 100_000, "0.1"),
     ):
         path = tmp_path / "bad.safetensors"
         save_checkpoint(path, arch, weights, {"classes": classes, "resize": size, "val_share": share})
         done = run_here("predict", path, root / "val", "--backend", "oracle")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "is damaged" in done.stderr
+        assert "is damaged" in done.stderr and len(done.stderr) < 500
 
 
 def test_fashion_mnist_is_written_as_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,3 +305,55 @@ def test_fashion_mnist_is_written_as_images(tmp_path: Path, monkeypatch: pytest.
     first = folder / "train/9-Ankle boot/00000.png"
     np.testing.assert_array_equal(np.asarray(Image.open(first)), sample().train_images[0])
     assert run("download", "--as-images", folder).returncode == 2
+
+
+HOSTILE = ("\x1b]0;mine\x07cat", "dog\n\x9b2J\u202egod\u200b")
+
+
+@pytest.fixture
+def hostile(root: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A network whose classes are called so, and an image."""
+    arch = Architecture(((1, 4),), in_channels=3, num_classes=2, stem_channels=4)
+    says = {"classes": json.dumps(HOSTILE), "resize": "[28, 28]"}
+    save_checkpoint(tmp_path / "net.safetensors", arch, initial_weights(arch), says)
+    return tmp_path / "net.safetensors", root / "val/cat/cat000.jpg"
+
+
+def test_what_a_checkpoint_calls_its_classes_does_nothing_to_a_terminal(
+    hostile: tuple[Path, Path], root: Path, tmp_path: Path
+) -> None:
+    network, image = hostile
+    options = ["--backend", "oracle"]
+    shown = [r"\x1b]0;mine\x07cat", r"dog\n\x9b2J\u202egod\u200b"]
+    line = succeed_here("predict", network, image, *options)
+    assert line.count("\n") == 1 and line[:-1].isprintable() and all(name in line for name in shown)
+    succeed_here("predict", network, image, *options, "--out", tmp_path / "found.csv")
+    table = (tmp_path / "found.csv").read_text(encoding="utf-8")
+    assert table.splitlines()[0] == f"image,class,probability,{','.join(shown)}"
+    done = run_here("evaluate", network, root / "val", *options)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and done.stderr[:-1].isprintable()
+
+
+def test_a_table_of_classes_does_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    confusion.show(np.eye(2, dtype=np.int64), HOSTILE)
+    said = capsys.readouterr().out
+    assert all(line.isprintable() for line in said.splitlines())
+    assert r"\x1b]0;mine\x07cat" in said and r"dog\n\x9b2J\u202egod\u200b" in said
+
+
+def test_a_picture_of_classes_is_drawn_whatever_they_are_called(tmp_path: Path) -> None:
+    confusion.draw(tmp_path / "found.png", np.eye(3, dtype=np.int64), (*HOSTILE, "$x^$" * 100))
+    assert (tmp_path / "found.png").stat().st_size > 0
+
+
+def test_no_name_in_a_table_is_a_formula(root: Path, tmp_path: Path) -> None:
+    arch = Architecture(((1, 4),), in_channels=3, num_classes=4, stem_channels=4)
+    classes = ["=1+1", "+cat", "@dog", "-3"]
+    says = {"classes": json.dumps(classes), "resize": "[28, 28]"}
+    save_checkpoint(tmp_path / "net.safetensors", arch, initial_weights(arch), says)
+    shutil.copy(root / "val/cat/cat000.jpg", tmp_path / "=cat.jpg")
+    inputs = [tmp_path / "net.safetensors", tmp_path / "=cat.jpg"]
+    succeed_here("predict", *inputs, "--backend", "oracle", "--out", tmp_path / "found.csv")
+    header, line = csv.reader((tmp_path / "found.csv").read_text(encoding="utf-8").splitlines())
+    assert header[3:] == ["'=1+1", "'+cat", "'@dog", "'-3"]
+    assert line[0] == "'=cat.jpg" and line[1] in header[3:]

@@ -198,7 +198,11 @@ def test_bad_input_to_evaluate(network: Path, tmp_path: Path, arguments: list[st
         (["text.png"], ["text.png is not an image that can be read"]),
         (["truncated.png"], ["truncated.png is not an image that can be read"]),
         (["grey.png", "text.png"], ["text.png is not an image"]),
-        (["drawing.bmp"], ["drawing.bmp is not an image that can be read (no JPEG, PNG or WebP)"]),
+        (["drawing.gif"], ["drawing.gif is not an image that can be read (no JPEG, PNG, WebP, BMP or TIFF)"]),
+        (["pipe.png"], ["pipe.png is not an image that can be read (cannot be opened: a pipe or a device)"]),
+        (["huge.npy"], ["huge.npy is not an array"]),
+        (["negative.npy"], ["negative.npy is not an array"]),
+        (["brackets.npy"], ["brackets.npy is not an array"]),
         (["text.npy"], ["text.npy is not an array"]),
         (["pickle.npy"], ["pickle.npy is not an array"]),
         (["flat.npy"], ["flat.npy", "(N, C, H, W)"]),
@@ -212,11 +216,16 @@ def test_bad_input_to_evaluate(network: Path, tmp_path: Path, arguments: list[st
 def test_bad_input_to_predict(network: Path, tmp_path: Path, inputs: list[str], words: list[str]) -> None:
     pixels = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
     Image.fromarray(pixels).save(tmp_path / "grey.png")
-    Image.fromarray(pixels).save(tmp_path / "drawing.bmp")
+    Image.fromarray(pixels).save(tmp_path / "drawing.gif")
     whole = (tmp_path / "grey.png").read_bytes()
     (tmp_path / "truncated.png").write_bytes(whole[: len(whole) // 2])
     for name in ("text.png", "text.npy"):
         (tmp_path / name).write_text("neither image nor array")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, shape in (("huge", "(9000000000000,)"), ("negative", "(-1, 4)"), ("brackets", "(" * 9000)):
+        header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+        start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+        (tmp_path / f"{name}.npy").write_bytes(start + header + bytes(64))
     np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object))
     np.save(tmp_path / "flat.npy", np.zeros((28, 28)))
     np.save(tmp_path / "three.npy", np.zeros((1, 3, 28, 28)))

@@ -866,7 +866,7 @@ def command(
         ("{}/net.safetensors --against {}/damaged.npz", ["damaged.npz is not a .npz file"]),
         ("{}/net.safetensors --against {}/altered.npz", ["cannot be read: b1 is damaged"]),
         ("{}/net.safetensors --against {}/pickle.npz", ["b1", "Python objects, which are never unpickled"]),
-        ("{}/net.safetensors --against {}/other.npz", ["b1", "must be an array of floating point"]),
+        ("{}/net.safetensors --against {}/other.npz", ["b1 is damaged"]),
         ("{}/net.safetensors --against {}/unknown.npz", ["none of b1, b2, b3, last", "it has 'layer1'"]),
         ("{}/net.safetensors --against {}/x_only.npz", ["none of b1, b2, b3, last", "it has 'x'"]),
         (
