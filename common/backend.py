@@ -5,14 +5,16 @@ A framework joins by adding a package whose `backend.py` has a `Model`, and one 
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +25,7 @@ from common.errors import BadInput, MissingBackend
 from common.processes.group import ALONE, Group
 from common.recipe import PLAIN, Recipe
 from common.summary import Row, summary_rows
-from common.weights import Weights, check_tensors, check_weights, initial_weights
+from common.weights import Weights, check_tensors, check_weights, initial_weights, some
 
 DTYPES = ("float32", "float64", "bfloat16", "tf32")
 
@@ -50,8 +52,33 @@ def array_type(dtype: str) -> str:
     return "float64" if dtype == "float64" else "float32"
 
 
+def given(values: ArrayLike, what: str) -> NDArray:
+    """What a caller gave, as an array that has no mask; `ValueError` where there is no such array."""
+    if np.ma.is_masked(values):
+        raise BadInput(f"{what} are masked, and a network knows no mask; fill them first: x.filled(0)")
+    try:
+        return np.asarray(values)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise BadInput(f"{what} must be an array, or what NumPy makes one of: {reason}") from None
+
+
+def owned(array: NDArray, dtype: str) -> NDArray:
+    """A copy for the caller: without gaps, the last axis innermost, in the machine's byte order."""
+    return np.array(array, dtype, order="C")
+
+
+def all_owned(arrays: Mapping[str, NDArray], dtype: str) -> Weights:
+    """`owned` of each."""
+    return {name: owned(array, dtype) for name, array in arrays.items()}
+
+
 class Model(ABC):
     """A network in one framework. Public methods check and convert; a backend fills in the rest.
+
+    Several threads may call one model: each call has it to itself. A call that raises has changed nothing;
+    where a framework cannot take back what was begun, every later call says so, until weights are loaded.
+    Arrays that come back are the caller's own, C-contiguous and of the model's dtype.
 
     Args:
         arch: the network.
@@ -79,7 +106,10 @@ class Model(ABC):
         self.group = group
         self._is_new = True  # without weights, until some are loaded or needed
         self._recipe: Recipe | None = None  # of the optimizer; None until there is one
-        self._is_averaged = False  # while it shows its averaged weights
+        self._own: Weights = {}  # its own weights, while it shows its averaged ones
+        self._averaging = 0  # how many show them
+        self._lock = threading.RLock()
+        self._cut_short = ""  # what was, and could not be undone
 
     def compile(self) -> None:  # noqa: B027  (what there is to do, PyTorch overrides)
         """Let the framework's compiler at the network, where it is not always: in PyTorch.
@@ -88,46 +118,92 @@ class Model(ABC):
             ValueError: if the compiler cannot work here.
         """
 
+    def __reduce__(self) -> NoReturn:
+        raise BadInput(
+            "a model cannot be copied or pickled; build another, and give it this one's weights() "
+            "and optimizer_state()"
+        )
+
     def load_weights(self, weights: Mapping[str, NDArray]) -> None:
         """Set every parameter and running statistic; the optimizer starts anew.
 
         Raises:
-            ValueError: unless names and shapes are exactly the architecture's and all is finite.
+            ValueError: unless names and shapes are exactly the architecture's and all is finite; within
+                `averaged`.
         """
-        checked = check_weights(self.arch, weights)
-        self._load_weights({name: array.astype(self.dtype) for name, array in checked.items()})
-        self._is_new = False
-        self._recipe = None
+        arrays = self._arrays(check_weights(self.arch, weights))
+        with self._turn():
+            self._check_not_averaged("no weights are loaded", "load them")
+            was_new, recipe = self._is_new, self._recipe
+            is_whole = not (was_new or self._cut_short)
+            before = all_owned(self._weights(), self.dtype) if is_whole else {}
+
+            def undo() -> bool:
+                self._recipe, self._is_new = recipe, was_new
+                if before:
+                    self._load_weights(before)
+                return True
+
+            with self._changing("loading weights", undo):
+                self._load_weights(arrays)
+                self._recipe = None
+                self._is_new = False
+            self._cut_short = ""
 
     def weights(self) -> Weights:
         """Canonical name to a copy of the array in the model's dtype, running statistics included."""
-        self._need_weights()
-        return {name: np.array(array) for name, array in self._weights().items()}
+        with self._turn():
+            self._need_weights()
+            return all_owned(self._weights(), self.dtype)
 
     def summary(self, input_shape: Shape) -> list[Row]:
         """One row a stage for images of this (N, C, H, W) shape, measured on the model itself."""
-        activations = self.activations(np.zeros(input_shape))
-        return summary_rows(self.arch, activations, self._weights())
+        with self._turn():
+            activations = self.activations(np.zeros(input_shape))
+            return summary_rows(self.arch, activations, self._weights())
 
     def predict(self, x: ArrayLike) -> NDArray:
-        """Logits (N, classes) of images (N, C, H, W), with running statistics."""
-        return self._predict(self._images(x))
+        """Logits (N, classes) of images (N, C, H, W), with running statistics.
+
+        Raises:
+            ValueError: for images that do not fit, and for NaN or infinity in one.
+        """
+        with self._turn():
+            return owned(self._predict(self._images(x)), self.dtype)
 
     def activations(self, x: ArrayLike) -> dict[str, NDArray]:
-        """Outputs of b1, b2, … as (N, C, H, W) and of last as (N, classes), with running statistics."""
-        outputs = self._activations(self._images(x))
-        return {name: outputs[name].astype(self.dtype, copy=False) for name in self.arch.stage_names()}
+        """Outputs of b1, b2, … as (N, C, H, W) and of last as (N, classes), with running statistics.
+
+        Raises:
+            ValueError: for images that do not fit, and for NaN or infinity in one.
+        """
+        with self._turn():
+            outputs = self._activations(self._images(x))
+            return {name: owned(outputs[name], self.dtype) for name in self.arch.stage_names()}
 
     def loss_and_gradients(self, x: ArrayLike, y: ArrayLike) -> Evaluation:
         """A training pass with batch statistics that leaves the model unchanged; `y` is int (N,).
 
         Raises:
-            ValueError: for images or labels that do not fit, and with several workers.
+            ValueError: for images or labels that do not fit, for NaN or infinity in an image, and with
+                several workers.
         """
         if self.group.workers > 1:
             raise BadInput("loss_and_gradients is of one worker; build the model without a group")
-        images = self._images(x)
-        return self._loss_and_gradients(images, self._labels(y, len(images)))
+        with self._turn():
+            images = self._images(x)
+            labels = self._labels(y, len(images))
+            undo = self._keep()
+            with self._changing("loss_and_gradients", undo):
+                found = self._loss_and_gradients(images, labels)
+                evaluation = Evaluation(
+                    float(found.loss),
+                    owned(found.logits, self.dtype),
+                    all_owned(found.gradients, self.dtype),
+                    all_owned(found.running, self.dtype),
+                )
+                undo()
+        return evaluation
 
     def train_step(
         self,
@@ -147,7 +223,8 @@ class Model(ABC):
         anew when anything of the recipe changes; lr may change freely.
 
         Raises:
-            ValueError: for images or labels that do not fit, or a hyperparameter out of range.
+            ValueError: for images or labels that do not fit, for NaN or infinity in an image, or for a
+                hyperparameter out of range.
         """
         return self.begin_step(x, y, lr, Recipe(momentum, weight_decay, **options))()[0]
 
@@ -162,22 +239,38 @@ class Model(ABC):
         """
         if not 0 < lr < np.inf:
             raise BadInput(f"lr must be above 0, not {lr}")
-        if self._is_averaged:
-            raise BadInput("no step within averaged(), whose end would undo it; train outside")
-        images = self._images(x)
-        labels = self._labels(y, len(images))
-        if self._recipe != recipe:
-            self._new_optimizer(recipe)
-            self._recipe = recipe
-        return self._begin_step(images, labels, lr, recipe)
+        with self._turn():
+            self._check_not_averaged("no step", "train")
+            images = self._images(x)
+            labels = self._labels(y, len(images))
+            is_another = self._recipe != recipe
+            with self._changing("a training step", self._keep_optimizer() if is_another else lambda: True):
+                if is_another:
+                    self._set_optimizer(recipe)
+                with self._changing("a training step", self._keep()):
+                    found = self._begin_step(images, labels, lr, recipe)
+            self._late(self._settle)
+        return partial(self._late, found)
+
+    def _late(self, wait: Callable[[], Any]) -> Any:
+        """Wait for a step that has begun; where a device fails at it, the model is half of each."""
+        try:
+            with self._surroundings():
+                return wait()
+        except Exception:
+            self._cut_short = "a training step"
+            raise
 
     def sum(self, values: ArrayLike) -> NDArray[np.float64]:
         """The sum of these over the workers, each of which calls this; to the bit the same in all.
 
         Integers stay exact up to 2⁵³.
         """
-        array = np.asarray(values, np.float64)
-        return self._sum(array) if self.group.workers > 1 else array
+        array = owned(given(values, "values"), "float64")
+        if self.group.workers == 1:
+            return array
+        with self._turn():
+            return owned(self._sum(array), "float64")
 
     def averaged_weights(self) -> Weights:
         """Canonical name to a copy of the array averaged over the steps, running statistics included.
@@ -185,25 +278,47 @@ class Model(ABC):
         Raises:
             ValueError: unless the last step was one with `ema`.
         """
-        if not (self._recipe and self._recipe.ema):
-            raise BadInput("there are no averaged weights; train a step with ema above 0 first")
-        return {name: np.array(array) for name, array in self._averaged_weights().items()}
+        with self._turn():
+            self._need_weights()
+            if not (self._recipe and self._recipe.ema):
+                raise BadInput("there are no averaged weights; train a step with ema above 0 first")
+            return all_owned(self._averaged_weights(), self.dtype)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within, the model has its averaged weights; afterwards its own again, to the bit, to train on.
 
+        It has them for every thread, until none is within.
+
         Raises:
-            ValueError: unless the last step was one with `ema`; within, for a step.
+            ValueError: unless the last step was one with `ema`; within, for a step and for other weights.
         """
-        averaged, own, before = self.averaged_weights(), self.weights(), self._is_averaged
-        self._load_weights(averaged)
-        self._is_averaged = True
+        is_within = False
         try:
+            with self._turn():
+                averages = self.averaged_weights()
+                if not self._averaging:
+                    self._own = self.weights()
+                self._averaging, is_within = self._averaging + 1, True
+                if self._averaging == 1:
+                    self._load_weights(averages)
             yield
         finally:
-            self._load_weights(own)
-            self._is_averaged = before
+            if is_within:
+                self._end_averaged()
+
+    def _end_averaged(self) -> None:
+        with self._turn():
+            others = self._averaging - 1
+
+            def end() -> bool:
+                if not others:
+                    self._load_weights(self._own)
+                self._averaging = others
+                return True
+
+            with self._changing("the end of averaged()", end):
+                end()
 
     def optimizer_state(self) -> Weights:
         """What the next step needs besides the weights, a copy; of plain SGD, and before a step, nothing.
@@ -211,11 +326,13 @@ class Model(ABC):
         With momentum, canonical name to velocity of all that is trained; with ema, "ema.NAME" to average.
         Another model goes on from it, and from `weights`; one of the same backend to the same bit.
         """
-        recipe = self._recipe or PLAIN
-        state = self._optimizer_state() if recipe.momentum else {}
-        if recipe.ema:
-            state = state | {f"ema.{name}": array for name, array in self._averaged_weights().items()}
-        return {name: np.array(array) for name, array in state.items()}
+        with self._turn():
+            self._need_weights()
+            recipe = self._recipe or PLAIN
+            state = self._optimizer_state() if recipe.momentum else {}
+            if recipe.ema:
+                state = state | {f"ema.{name}": array for name, array in self._averaged_weights().items()}
+            return all_owned(state, self.dtype)
 
     def load_optimizer_state(self, state: Mapping[str, NDArray], recipe: Recipe = PLAIN) -> None:
         """Go on from what `optimizer_state` gave under this recipe.
@@ -224,37 +341,91 @@ class Model(ABC):
             ValueError: unless names and shapes are exactly those of the recipe, velocities of what it trains
                 (with momentum) and averages of all weights (with ema), and all is finite.
         """
-        self._need_weights()
         shapes = self.arch.parameter_shapes()
         velocities = {n: shape for n, shape in shapes.items() if recipe.momentum and recipe.trains(n)}
         averages = {f"ema.{n}": shape for n, shape in shapes.items() if recipe.ema}
         try:
-            checked = check_tensors(velocities | averages, state)
+            arrays = self._arrays(check_tensors(velocities | averages, state))
         except BadInput as error:
             raise BadInput(f"the optimizer's state does not fit; {error}") from None
-        arrays = {name: np.array(array, self.dtype) for name, array in checked.items()}
+        with self._turn():
+            self._need_weights()
+            with self._changing("loading the optimizer's state", self._keep_optimizer()):
+                self._set_optimizer(recipe, arrays)
+
+    def _set_optimizer(self, recipe: Recipe, state: Mapping[str, NDArray] | None = None) -> None:
+        """A new optimizer, at its start or in the state of another of its recipe."""
         self._new_optimizer(recipe)
-        if velocities:
-            self._load_optimizer_state({name: arrays[name] for name in velocities})
-        if averages:
-            self._load_averaged_weights({name: arrays[f"ema.{name}"] for name in shapes})
+        if state and recipe.momentum:
+            velocities = {name: array for name, array in state.items() if not name.startswith("ema.")}
+            self._load_optimizer_state(velocities)
+        if state and recipe.ema:
+            names = self.arch.parameter_shapes()
+            self._load_averaged_weights({name: state[f"ema.{name}"] for name in names})
         self._recipe = recipe
+
+    def _keep_optimizer(self) -> Callable[[], bool]:
+        """What brings back the optimizer of now."""
+        recipe, state = self._recipe, self.optimizer_state()
+
+        def undo() -> bool:
+            if recipe:
+                self._set_optimizer(recipe, state)
+            self._recipe = recipe
+            return True
+
+        return undo
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One call after another, as its framework wants it."""
+        with self._lock, self._surroundings():
+            yield
+
+    @contextmanager
+    def _changing(self, what: str, undo: Callable[[], bool]) -> Iterator[None]:
+        """Around a change. One that is cut short is undone; where that fails, every later call says so."""
+        try:
+            yield
+        except BaseException:
+            is_whole, self._cut_short = not self._cut_short, what
+            if is_whole and undo():
+                self._cut_short = ""
+            raise
+
+    def _check_not_averaged(self, what: str, do: str) -> None:
+        if self._averaging:
+            raise BadInput(f"{what} within averaged(), whose end would undo it; {do} outside")
 
     def _need_weights(self) -> None:
         """A model that was given no weights has those of seed 0; they take a while to draw."""
+        if self._cut_short:
+            raise BadInput(
+                f"{self._cut_short} was cut short, and may have left the model half changed; "
+                "give it weights again, with load_weights"
+            )
         if self._is_new:
             self.load_weights(initial_weights(self.arch))
 
     def _images(self, x: ArrayLike) -> NDArray:
         self._need_weights()
-        images = np.asarray(x)
-        if images.dtype.kind not in "fiub":
+        images = given(x, "images")
+        # Whatever else float64 holds, such as the bfloat16 of JAX and TensorFlow, is a number, too.
+        if images.dtype.kind not in "fiub" and not np.can_cast(images.dtype, np.float64):
             raise BadInput(f"images must be numbers, not {images.dtype}")
         self.arch.check_input(images.shape)
-        return np.ascontiguousarray(images, dtype=self.dtype)
+        with np.errstate(over="ignore"):
+            images = np.ascontiguousarray(images, dtype=self.dtype)
+        if not np.isfinite(images).all():
+            bad = [i for i, image in enumerate(images) if not np.isfinite(image).all()]
+            raise BadInput(
+                f"image {bad[0]} of {len(images)}, counted from 0, has NaN or infinity in {self.dtype}; "
+                "mend it, or leave it out"
+            )
+        return images
 
     def _labels(self, y: ArrayLike, count: int) -> NDArray:
-        labels = np.asarray(y)
+        labels = given(y, "labels")
         if labels.dtype.kind not in "iu" or labels.shape != (count,):
             raise BadInput(
                 f"labels must be whole numbers of shape ({count},), not {labels.dtype} {labels.shape}"
@@ -262,6 +433,28 @@ class Model(ABC):
         if labels.min() < 0 or labels.max() >= self.arch.num_classes:
             raise BadInput(f"labels must be from 0 to {self.arch.num_classes - 1}, the network's classes")
         return labels.astype(np.int32)
+
+    def _arrays(self, checked: Weights) -> Weights:
+        """What is loaded, in the model's dtype; `ValueError` where that cannot hold it."""
+        with np.errstate(over="ignore"):
+            arrays = all_owned(checked, self.dtype)
+        if beyond := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+            raise BadInput(f"beyond {self.dtype}: {some(beyond)}; give smaller numbers, or build in float64")
+        return arrays
+
+    def _surroundings(self) -> AbstractContextManager:
+        """What the framework needs around each call, whatever the caller's thread is in."""
+        return nullcontext()
+
+    def _keep(self) -> Callable[[], bool]:
+        """Note what a training pass changes, at once.
+
+        What this returns puts it back, and tells whether all is as it was: the optimizer had not begun.
+        """
+        return lambda: False
+
+    def _settle(self) -> None:  # noqa: B027
+        """Wait for a step that has begun, where it costs less at once."""
 
     @abstractmethod
     def _load_weights(self, weights: Weights) -> None: ...

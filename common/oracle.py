@@ -318,6 +318,8 @@ class Model(contract.Model):
         if device != "cpu":
             raise BadInput("the oracle has no GPU; build it with device cpu")
         super().__init__(arch, "float64", "cpu")
+        self._velocity: Weights = {}
+        self._average: Weights = {}
 
     def _load_weights(self, weights: Weights) -> None:
         self._state = weights
@@ -347,10 +349,19 @@ class Model(contract.Model):
         gradients = {name: one_pass.gradients[name] for name in self._state if recipe.trains(name)}
         return contract.Evaluation(loss, outputs[-1], gradients, one_pass.running)
 
+    def _keep(self) -> Callable[[], bool]:
+        before = dict(self._state), dict(self._velocity), dict(self._average)
+
+        def undo() -> bool:
+            self._state, self._velocity, self._average = before
+            return True
+
+        return undo
+
     def _new_optimizer(self, recipe: Recipe) -> None:
         trained = [name for name in self._state if recipe.momentum and recipe.trains(name)]
-        self._velocity: Weights = {name: np.zeros(self._state[name].shape) for name in trained}
-        self._average: Weights = dict(self._state) if recipe.ema else {}
+        self._velocity = {name: np.zeros(self._state[name].shape) for name in trained}
+        self._average = dict(self._state) if recipe.ema else {}
 
     def _begin_step(self, x: Array, y: NDArray, lr: float, recipe: Recipe) -> Callable[[], tuple[float, int]]:
         result = self._training_pass(x, y, recipe)

@@ -1,7 +1,7 @@
 """The contract under JAX: NumPy in, NumPy out."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -55,21 +55,21 @@ class Model(contract.Model):
             training=True, dtype=jnp.bfloat16 if self.bfloat16 else jnp.dtype(self.dtype)
         )
         self._state: TrainState  # with the first weights
+        self._average: Variables = {}
 
     @property
     def variables(self) -> Variables:
         """Flax's tree of "params" and "batch_stats", as `ResNet(...).apply` takes it: a copy."""
-        self._need_weights()
-        with self._precision():
+        with self._turn():
+            self._need_weights()
             return jax.tree.map(jnp.copy, self._state.variables)  # a step gives its own arrays' memory away
 
     def _load_weights(self, weights: Weights) -> None:
-        with self._precision():
-            variables = self._tree(weights)
-            if self._recipe:  # its optimizer may have to go on
-                self._state = self._state.replace(**variables)
-            else:
-                self._state = self._new_state(variables, PLAIN)
+        variables = self._tree(weights)
+        if self._recipe:  # its optimizer may have to go on
+            self._state = self._state.replace(**variables)
+        else:
+            self._state = self._new_state(variables, PLAIN)
 
     def _new_state(self, variables: Variables, recipe: Recipe) -> TrainState:
         # Compiled once for any figures that do something: what they are lies in the state.
@@ -94,41 +94,47 @@ class Model(contract.Model):
         return self._named(self._state.variables)
 
     def _predict(self, x: NDArray) -> NDArray:
-        with self._precision():
-            return np.array(_evaluate(self._net, self._own_variables(), self._images_in(x)))
+        return np.asarray(_evaluate(self._net, self._own_variables(), self._images_in(x)))
 
     def _activations(self, x: NDArray) -> dict[str, NDArray]:
-        with self._precision():
-            outputs = _evaluate(self._net, self._own_variables(), self._images_in(x), method="activations")
-        return {name: nchw(np.array(output)) for name, output in outputs.items()}
+        outputs = _evaluate(self._net, self._own_variables(), self._images_in(x), method="activations")
+        return {name: nchw(np.asarray(output)) for name, output in outputs.items()}
 
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
-        with self._precision():
-            loss, logits, gradients, batch_stats = loss_and_gradients(
-                self._net, self._state.variables, self._images_in(x), self._put(y), 0.0, ""
-            )
+        loss, logits, gradients, batch_stats = loss_and_gradients(
+            self._net, self._state.variables, self._images_in(x), self._put(y), 0.0, ""
+        )
         return contract.Evaluation(
             float(loss),
-            np.array(logits),
+            np.asarray(logits),
             self._named({"params": gradients}),
             self._named({"batch_stats": batch_stats}),
         )
 
+    def _keep(self) -> Callable[[], bool]:
+        state, average = self._state, self._average
+
+        def undo() -> bool:
+            if any(array.is_deleted() for array in jax.tree.leaves((state, average))):
+                return False  # the step had got their memory
+            self._state, self._average = state, average
+            return True
+
+        return undo
+
     def _new_optimizer(self, recipe: Recipe) -> None:
-        with self._precision():
-            self._state = self._new_state(self._state.variables, recipe)
-            self._average = jax.tree.map(jnp.copy, self._state.variables) if recipe.ema else {}
+        self._state = self._new_state(self._state.variables, recipe)
+        self._average = jax.tree.map(jnp.copy, self._state.variables) if recipe.ema else {}
 
     def _begin_step(
         self, x: NDArray, y: NDArray, lr: float, recipe: Recipe
     ) -> Callable[[], tuple[float, int]]:
-        with self._precision():
-            X, Y, rate = self._share(nhwc(x)), self._share(y), np.asarray(lr, self.dtype)
-            self._state, loss, logits = train_step(self._net, self._state, X, Y, rate, recipe)
-            if recipe.ema:
-                share = np.asarray(1 - recipe.ema, self.dtype)
-                self._average = update_average(self._average, self._state.variables, share)
-            correct = count_correct(logits, Y)
+        X, Y, rate = self._share(nhwc(x)), self._share(y), np.asarray(lr, self.dtype)
+        self._state, loss, logits = train_step(self._net, self._state, X, Y, rate, recipe)
+        if recipe.ema:
+            share = np.asarray(1 - recipe.ema, self.dtype)
+            self._average = update_average(self._average, self._state.variables, share)
+        correct = count_correct(logits, Y)
         return lambda: (float(loss), int(correct))
 
     def _sum(self, values: NDArray) -> NDArray:
@@ -139,17 +145,18 @@ class Model(contract.Model):
         return self._named({"params": optax.tree_utils.tree_get(self._state.opt_state, "trace")})
 
     def _load_optimizer_state(self, state: Weights) -> None:
-        with self._precision():
-            velocity = self._tree(state)["params"]
-            opt_state = optax.tree_utils.tree_set(self._state.opt_state, trace=velocity)
-            self._state = self._state.replace(opt_state=opt_state)
+        velocity = self._tree(state)["params"]
+        opt_state = optax.tree_utils.tree_set(self._state.opt_state, trace=velocity)
+        self._state = self._state.replace(opt_state=opt_state)
 
     def _averaged_weights(self) -> Weights:
         return self._named(self._average)
 
     def _load_averaged_weights(self, weights: Weights) -> None:
-        with self._precision():
-            self._average = self._tree(weights)
+        self._average = self._tree(weights)
+
+    def _surroundings(self) -> AbstractContextManager:
+        return self._precision()
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
@@ -186,9 +193,8 @@ class Model(contract.Model):
         """A tree of Flax variables by canonical name, in canonical order."""
         leaves = flatten_dict(tree)
         paths = {name: _path(name) for name in self.arch.parameter_shapes()}
-        return {
-            name: from_channels_last(np.array(leaves[path])) for name, path in paths.items() if path in leaves
-        }
+        found = {name: np.asarray(leaves[path]) for name, path in paths.items() if path in leaves}
+        return {name: from_channels_last(array) for name, array in found.items()}
 
 
 @partial(jax.jit, static_argnames=("net", "method"))

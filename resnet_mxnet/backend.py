@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import mxnet as mx
 import numpy as onp
-from mxnet import np
+from mxnet import autograd, gluon, np
 from numpy.typing import NDArray
 
 import common.backend as contract
@@ -27,6 +28,7 @@ from resnet_mxnet.training import count_correct, loss_and_gradients, train_step,
 class Model(contract.Model):
     """A ResNet in MXNet under the contract."""
 
+    @mx.util.use_np
     def __init__(
         self,
         arch: Architecture,
@@ -54,6 +56,7 @@ class Model(contract.Model):
             self._net.collect_params().reset_ctx(self._device)
         if Store.here:
             Store.here.open(self._parameters.values())
+        self._trainer: gluon.Trainer | None = None
         self._net.hybridize(static_alloc=True)
 
     def _load_weights(self, weights: Weights) -> None:
@@ -71,18 +74,30 @@ class Model(contract.Model):
         return {name: output.asnumpy() for name, output in outputs.items()}
 
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
-        statistics = {name: p for name, p in self._parameters.items() if is_statistic(name)}
-        before = {name: parameter.data().copy() for name, parameter in statistics.items()}
-        loss, logits = loss_and_gradients(self._net, self._array(x), self._array(y))
-        running = {name: parameter.data().asnumpy() for name, parameter in statistics.items()}
-        for name, parameter in statistics.items():
-            parameter.set_data(before[name])
-        gradients = {
-            name: parameter.grad().asnumpy()
-            for name, parameter in self._parameters.items()
-            if not is_statistic(name)
-        }
+        trained = {name: p for name, p in self._parameters.items() if p.grad_req != "null"}
+        before = {name: parameter.grad().copy() for name, parameter in trained.items()}
+        try:
+            loss, logits = loss_and_gradients(self._net, self._array(x), self._array(y))
+            gradients = {name: parameter.grad().asnumpy() for name, parameter in trained.items()}
+        finally:
+            for name, parameter in trained.items():
+                parameter.grad()[:] = before[name]
+        running = {name: p.data().asnumpy() for name, p in self._parameters.items() if is_statistic(name)}
         return contract.Evaluation(loss.item(), logits.asnumpy(), gradients, running)
+
+    def _keep(self) -> Callable[[], bool]:
+        statistics = [parameter for name, parameter in self._parameters.items() if is_statistic(name)]
+        before = [parameter.data().copy() for parameter in statistics]
+        updates = self._trainer and self._trainer.optimizer.num_update
+
+        def undo() -> bool:
+            if self._trainer and self._trainer.optimizer.num_update != updates:
+                return False
+            for parameter, old in zip(statistics, before, strict=True):
+                parameter.set_data(old)
+            return True
+
+        return undo
 
     def _new_optimizer(self, recipe: Recipe) -> None:
         self._trainer = self._net.configure_optimizers(recipe)
@@ -98,12 +113,15 @@ class Model(contract.Model):
             weights = [parameter.data() for parameter in self._parameters.values()]
             update_average(list(self._average.values()), weights, 1 - recipe.ema)
         correct = count_correct(logits, Y)
-        if self.device == "cpu":
-            mx.nd.waitall()  # its engine and Python would take each other's cores: 5 % of a step
         if self.group.workers > 1:
+            self._settle()
             both = self._sum(onp.array([loss.item(), int(correct)], "float64"))
             return lambda: (float(both[0]) / self.group.workers, int(both[1]))
         return lambda: (loss.item(), int(correct))
+
+    def _settle(self) -> None:
+        if self.device == "cpu":
+            mx.nd.waitall()  # its engine and Python would take each other's cores: 5 % of a step
 
     def _sum(self, values: NDArray) -> NDArray:
         assert Store.here
@@ -130,6 +148,12 @@ class Model(contract.Model):
         states, indices = self._trainer._updaters[0].states, self._trainer._param2idx
         found = {name: states.get(indices.get(p.name)) for name, p in self._parameters.items()}
         return {name: state for name, state in found.items() if state is not None}
+
+    @contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        """Trap: MXNet's NumPy is switched on in a thread of its own, and so is what autograd records."""
+        with mx.util.np_shape(True), mx.util.np_array(True), autograd.pause():
+            yield
 
     def _array(self, array: NDArray) -> np.ndarray:
         return np.array(array, dtype=array.dtype, ctx=self._device)

@@ -65,6 +65,9 @@ def loss_and_gradients(
 
     With `freeze`, batch norm evaluates, and what is before `last` is not recorded.
     """
+    for parameter in model.collect_params().values():
+        if parameter.grad_req == "add":
+            parameter.zero_grad()
     with nullcontext() if freeze else exact_decay(model):
         *backbone, last = model.net._children.values() if freeze else [model]
         for layer in backbone:

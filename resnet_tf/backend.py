@@ -62,10 +62,13 @@ class Model(contract.Model):
         self._variables = {name: _variable(self._net, name) for name in arch.parameter_shapes()}
         self._predict_graph = tf.function(partial(self._net, training=False))
         self._activations_graph = tf.function(self._net.activations)
+        self._statistics = [variable for name, variable in self._variables.items() if is_statistic(name)]
+        self._statistics_graph = tf.function(lambda: [tf.identity(v.value) for v in self._statistics])
         self._gradients_graph = self._shared(partial(loss_and_gradients, self._net))
         self._total_graph = self._shared(total)
         self._optimizers: dict[Recipe, tuple[SGD, Callable[..., Any]]] = {}
         self._average: dict[str, tf.Variable] = {}
+        self._has_moved = False
 
     def _load_weights(self, weights: Weights) -> None:
         for name, array in weights.items():
@@ -82,18 +85,28 @@ class Model(contract.Model):
         return {name: nchw(output.numpy()) for name, output in outputs.items()}
 
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
-        statistics = {name: v for name, v in self._variables.items() if is_statistic(name)}
-        before = {name: variable.numpy() for name, variable in statistics.items()}
         loss, logits, gradients = self._run(self._gradients_graph, nhwc(x), y)
-        running = {name: variable.numpy() for name, variable in statistics.items()}
-        for name, variable in statistics.items():
-            variable.assign(before[name])
         return contract.Evaluation(
             float(loss),
             logits.numpy(),
             {name: from_channels_last(gradients[i].numpy()) for name, i in self._order().items()},
-            running,
+            {name: variable.numpy() for name, variable in self._variables.items() if is_statistic(name)},
         )
+
+    def _keep(self) -> Callable[[], bool]:
+        if self._strategy:
+            return super()._keep()  # the other workers' steps go on
+        before = self._run(self._statistics_graph)
+        self._has_moved = False
+
+        def undo() -> bool:
+            if self._has_moved:
+                return False
+            for variable, old in zip(self._statistics, before, strict=True):
+                variable.assign(old)
+            return True
+
+        return undo
 
     def _new_optimizer(self, recipe: Recipe) -> None:
         kind = recipe.kind("momentum", "weight_decay")  # compiled for any, or for none
@@ -129,6 +142,7 @@ class Model(contract.Model):
         self._optimizer.learning_rate.assign(lr)
         options = {"label_smoothing": recipe.label_smoothing, "freeze": recipe.freeze}
         loss, logits, gradients = self._run(self._gradients_graph, nhwc(x), y, **options)
+        self._has_moved = True
         self._run(self._update_graph, *gradients)
         if recipe.ema:
             self._run(self._average_graph, np.asarray(1 - recipe.ema, self.dtype))

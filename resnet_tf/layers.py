@@ -7,6 +7,7 @@ in TF32; call `use_full_float32()` first where they shall agree with the others.
 import inspect
 import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -227,17 +228,24 @@ def runs_on_cpu(X: Tensor) -> bool:
     return "CPU" in (tf.identity(X).device or around)
 
 
+one_precision = threading.RLock()
+
+
 @contextmanager
 def precision(policy: str) -> Iterator[None]:
-    """Trap: Keras makes variables, the learning rate among them, in one global type; set it for a while."""
-    before, floatx = keras.config.dtype_policy(), keras.config.floatx()
-    keras.config.set_dtype_policy(policy)
-    keras.config.set_floatx(keras.config.dtype_policy().variable_dtype)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
-        keras.config.set_floatx(floatx)
+    """Trap: Keras makes variables, the learning rate among them, in one global type; set it for a while.
+
+    It is the whole process's: of two threads that set it at once, one would leave the other's behind.
+    """
+    with one_precision:
+        before, floatx = keras.config.dtype_policy(), keras.config.floatx()
+        try:
+            keras.config.set_dtype_policy(policy)
+            keras.config.set_floatx(keras.config.dtype_policy().variable_dtype)
+            yield
+        finally:
+            keras.config.set_dtype_policy(before)
+            keras.config.set_floatx(floatx)
 
 
 def use_full_float32(full: bool = True) -> None:

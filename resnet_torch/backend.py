@@ -2,9 +2,10 @@
 
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import cache
+from threading import RLock
 
 import torch
 from numpy.typing import NDArray
@@ -24,12 +25,15 @@ from resnet_torch.training import (
     autocast,
     count_correct,
     frozen_backbone,
+    gradients_kept,
     loss_and_gradients,
+    modes_kept,
     train_step,
     update_average,
 )
 
 PATIENCE = timedelta(seconds=60)  # with workers that have met, and now join
+drawing = RLock()  # the random state is the process's: two that keep it at once would lose it
 
 
 class Model(contract.Model):
@@ -37,6 +41,7 @@ class Model(contract.Model):
 
     dtypes = ("float32", "float64", "bfloat16", "tf32")
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         arch: Architecture,
@@ -61,7 +66,7 @@ class Model(contract.Model):
         if self._is_new:  # one image gives the lazy layers their shapes; what they draw is not kept
             image = torch.zeros(1, arch.in_channels, 32, 32, dtype=self._type, device=self._device)
             gpus = [torch.cuda.current_device()] if device == "gpu" else []
-            with torch.no_grad(), torch.random.fork_rng(gpus):
+            with torch.no_grad(), drawing, torch.random.fork_rng(gpus):
                 self._net.eval()(image)
         self._net.to(memory_format=self._layout)  # type: ignore[call-overload]  # not in PyTorch's stubs
         state = self._net.state_dict()
@@ -69,14 +74,15 @@ class Model(contract.Model):
         self._parameters = {
             name: self._net.get_parameter(_path(name)) for name in self._tensors if not is_statistic(name)
         }
+        self._stages = self._net.activations
+        self._has_moved = False
 
     def compile(self) -> None:
         compiler = torch._inductor.config.cpp.cxx[-1]
         if self.device == "cpu" and not shutil.which(compiler):
             raise BadInput(f"torch.compile needs a C++ compiler; install {compiler}, or do without compile")
         self._net.compile(fullgraph=True, dynamic=False)
-        activations = torch.compile(self._net.activations, fullgraph=True, dynamic=False)
-        self._net.activations = activations  # type: ignore[method-assign]
+        self._stages = torch.compile(self._net.activations, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
     def _load_weights(self, weights: Weights) -> None:
@@ -89,31 +95,43 @@ class Model(contract.Model):
     @torch.no_grad()
     def _predict(self, x: NDArray) -> NDArray:
         X = self._images_in(x)
-        with autocast(X, self.bfloat16):
+        with modes_kept(self._net), autocast(X, self.bfloat16):
             return self._array(self._net.eval()(X))
 
     @torch.no_grad()
     def _activations(self, x: NDArray) -> dict[str, NDArray]:
         X = self._images_in(x)
-        with autocast(X, self.bfloat16):
-            outputs = self._net.eval().activations(X)
+        with modes_kept(self._net), autocast(X, self.bfloat16):
+            self._net.eval()
+            outputs = self._stages(X)
         return {name: self._array(output) for name, output in outputs.items()}
 
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
-        buffers = list(self._net.buffers())
-        before = [buffer.clone() for buffer in buffers]
-        loss, logits = loss_and_gradients(
-            self._net, self._images_in(x), self._tensor(y).long(), bfloat16=self.bfloat16
-        )
-        running = {name: self._array(t).copy() for name, t in self._tensors.items() if is_statistic(name)}
-        for buffer, old in zip(buffers, before, strict=True):
-            buffer.copy_(old)
-        gradients = {name: self._array(p.grad) for name, p in self._parameters.items() if p.grad is not None}
-        self._net.zero_grad()  # the arrays are now the only ones to hold these gradients
+        with modes_kept(self._net), gradients_kept(self._net):
+            loss, logits = loss_and_gradients(
+                self._net, self._images_in(x), self._tensor(y).long(), bfloat16=self.bfloat16
+            )
+            gradients = {n: self._array(p.grad) for n, p in self._parameters.items() if p.grad is not None}
+        running = {name: self._array(t) for name, t in self._tensors.items() if is_statistic(name)}
         return contract.Evaluation(loss.item(), self._array(logits), gradients, running)
+
+    def _keep(self) -> Callable[[], bool]:
+        buffers = list(self._net.buffers())
+        before = [torch.empty_like(buffer) for buffer in buffers]
+        torch._foreach_copy_(before, buffers)  # on a GPU in one go
+        self._has_moved = False
+
+        def undo() -> bool:
+            if self._has_moved:
+                return False
+            torch._foreach_copy_(buffers, before)
+            return True
+
+        return undo
 
     def _new_optimizer(self, recipe: Recipe) -> None:
         self._optimizer = self._net.configure_optimizers(recipe)
+        self._optimizer.register_step_pre_hook(self._note_move)
         self._average = {name: t.detach().clone() for name, t in self._tensors.items() if recipe.ema}
         self._trained: Classifier = self._net
         if self.group.workers > 1:
@@ -134,6 +152,9 @@ class Model(contract.Model):
             distributed.all_reduce(loss)
             distributed.all_reduce(correct)
         return lambda: (loss.item() / self.group.workers, int(correct))
+
+    def _note_move(self, *_: object) -> None:
+        self._has_moved = True
 
     def _sum(self, values: NDArray) -> NDArray:
         total = self._tensor(values)
@@ -156,12 +177,15 @@ class Model(contract.Model):
         for name, array in weights.items():
             self._average[name].copy_(torch.from_numpy(array))
 
+    def _surroundings(self) -> AbstractContextManager:
+        return torch.inference_mode(False)  # and with gradients, whatever a caller's thread has switched off
+
     def _images_in(self, x: NDArray) -> Tensor:
         """(N, C, H, W), in the network's layout."""
         return self._tensor(x).to(memory_format=self._layout)
 
     def _tensor(self, array: NDArray) -> Tensor:
-        tensor = torch.tensor(array)  # a copy: `from_numpy` shares memory
+        tensor = torch.tensor(array, device="cpu")  # a copy: `from_numpy` shares memory
         if self.device == "gpu":
             tensor = tensor.pin_memory()  # a GPU fetches it while it still computes the step before
         return tensor.to(self._device, non_blocking=True)

@@ -55,13 +55,9 @@ class Classifier(nn.Module):
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, C, H, W)."""
         weight = next(self.parameters())
-        modes = [(module, module.training) for module in self.modules()]  # some layers may be frozen
-        self.eval()
-        try:
+        with modes_kept(self):
+            self.eval()
             outputs = self.activations(torch.zeros(X_shape, device=weight.device, dtype=weight.dtype))
-        finally:
-            for module, training in modes:
-                module.training = training
         for name in outputs:
             print(layer_line(name, outputs[name].shape))
 
@@ -69,6 +65,28 @@ class Classifier(nn.Module):
 def autocast(X: Tensor, bfloat16: bool) -> AbstractContextManager:
     """Where asked, products in bfloat16; else nothing, so that the caller's own autocast stays."""
     return torch.autocast(X.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards each layer trains or evaluates as it did before; some may be frozen."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def gradients_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards each parameter has the gradient it had before."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
 @contextmanager

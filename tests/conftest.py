@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from common.architecture import ZOO
-from common.backend import BACKENDS
+from common.backend import BACKENDS, ORACLE
 from common.training import curves
 from tests.helpers import HAS_AVX512
 
@@ -64,6 +64,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = metafunc.config.getoption("--backends").split(",")
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", names)
+    if "contract" in metafunc.fixturenames:  # which the oracle holds, too
+        metafunc.parametrize("contract", [*names, ORACLE.name])
     if "two_backends" in metafunc.fixturenames:
         metafunc.parametrize("two_backends", list(combinations(names, 2)), ids="-".join)
     if "backend_pair" in metafunc.fixturenames:  # every ordered pair, each with itself too
@@ -92,7 +94,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Of several backends each goes to one worker, which compiles for all its tests, and these go first."""
     several = several_backends(config)
     for item in items:
-        backend = parameters(item).get("backend")
+        backend = parameters(item).get("backend") or parameters(item).get("contract")
         if any(backend not in marker.args for marker in item.iter_markers("core_in")):
             item.add_marker(pytest.mark.deep)
         name = backend or item.path.stem.removeprefix("test_")

@@ -87,6 +87,27 @@ def build(backend: str, arch: Architecture, dtype: str = "float64", device: str 
         raise
 
 
+def default_dtype(backend: str) -> str:
+    """The type this framework gives an array that names none."""
+    if backend == "torch":
+        import torch
+
+        return str(torch.ones(1).dtype).removeprefix("torch.")
+    if backend == "tf":
+        import keras
+
+        assert keras.config.dtype_policy().name == keras.config.floatx()
+        return keras.Variable([1.0]).dtype
+    if backend == "jax":
+        import jax
+
+        return str(jax.numpy.ones(1).dtype)
+    assert backend == "mxnet"
+    import mxnet
+
+    return str(np.dtype(mxnet.np.ones(1).dtype))
+
+
 @contextmanager
 def optimised(backend: str) -> Iterator[None]:
     """JAX compiles as a user's does: a large network, which otherwise takes ten times as long to compute."""

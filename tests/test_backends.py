@@ -23,6 +23,7 @@ from tests.helpers import (
     TRAINED,
     build,
     built,
+    default_dtype,
     deviation,
     disagreements,
     largest,
@@ -669,27 +670,6 @@ def test_a_gpu_that_is_not_there_is_one_line(backend: str) -> None:
 
 
 # The rest of the program
-
-
-def default_dtype(backend: str) -> str:
-    """The type this framework gives an array that names none."""
-    if backend == "torch":
-        import torch
-
-        return str(torch.ones(1).dtype).removeprefix("torch.")
-    if backend == "tf":
-        import keras
-
-        assert keras.config.dtype_policy().name == keras.config.floatx()
-        return keras.Variable([1.0]).dtype
-    if backend == "jax":
-        import jax
-
-        return str(jax.numpy.ones(1).dtype)
-    assert backend == "mxnet"
-    import mxnet
-
-    return str(np.dtype(mxnet.np.ones(1).dtype))
 
 
 def test_a_float64_model_leaves_the_framework_in_float32(
