@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import mxnet as mx
 import numpy as onp
-from mxnet import autograd, gluon, np
+from mxnet import autograd, np
 from numpy.typing import NDArray
 
 import common.backend as contract
@@ -56,7 +57,7 @@ class Model(contract.Model):
             self._net.collect_params().reset_ctx(self._device)
         if Store.here:
             Store.here.open(self._parameters.values())
-        self._trainer: gluon.Trainer | None = None
+        self._trainer: Any = None  # Gluon's, once there is a recipe
         self._net.hybridize(static_alloc=True)
 
     def _load_weights(self, weights: Weights) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,21 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon, init
 from mxnet.gluon import nn
+from mxnet.ndarray import CachedOp
+from mxnet.symbol.numpy import _Symbol as Symbol
 
 from common.errors import BadInput
+
+
+def read_graph(text: str) -> Symbol:
+    """The graph that `tojson` wrote."""
+    return mx.sym.load_json(text).as_np_ndarray()
+
+
+# Trap: what Gluon has compiled of a network cannot be copied or pickled, and its graph comes back as one of
+# the old interface: neither can the network. A copy compiles anew.
+copyreg.pickle(CachedOp, lambda compiled: (type(None), ()))
+copyreg.pickle(Symbol, lambda graph: (read_graph, (graph.tojson(),)))
 
 
 @init.register

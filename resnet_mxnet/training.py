@@ -67,7 +67,8 @@ def loss_and_gradients(
     """
     for parameter in model.collect_params().values():
         if parameter.grad_req == "add":
-            parameter.zero_grad()
+            for gradient in parameter._grad or ():
+                gradient[:] = 0
     with nullcontext() if freeze else exact_decay(model):
         *backbone, last = model.net._children.values() if freeze else [model]
         for layer in backbone:

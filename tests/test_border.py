@@ -23,7 +23,7 @@ from common import load_backend
 from common.architecture import Architecture
 from common.errors import BadInput
 from common.recipe import PLAIN, Recipe
-from common.weights import Weights, is_statistic
+from common.weights import Weights, initial_weights, is_statistic
 from tests.helpers import build, built, default_dtype, one_line, random_batch, random_weights
 
 ROOT = Path(__file__).parents[1]
@@ -432,9 +432,140 @@ def test_models_are_built_and_used_in_threads_of_their_own(contract: str, device
     assert default_dtype(contract) == "float32"
 
 
-# Copies
+# The user's own network
+
+
+def own_network(backend: str, device: str) -> tuple[Any, Any]:
+    """A network of the package, and its model after it has computed all there is."""
+    net = import_module(f"resnet_{backend}").ResNet(SMALL)
+    model = load_backend(backend).wrap(net, device)
+    model.load_weights(random_weights(SMALL))
+    return net, model
 
 
 def test_a_model_is_not_copied(model: Any) -> None:
     for way in (copy.copy, copy.deepcopy, pickle.dumps):
         refused(lambda way=way: way(model), "cannot be copied or pickled", "weights()")
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda net: pickle.loads(pickle.dumps(net)),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_of_a_wrapped_network_is_another(backend: str, device: str, batch: tuple, way: str) -> None:
+    net, model = own_network(backend, device)
+    look_at(model, *batch)
+    own = {"": model.predict(batch[0]), **model.activations(batch[0])}
+    other = load_backend(backend).wrap(COPIES[way](net), device)
+    if backend != "jax":  # its network holds no weights
+        assert same({"": other.predict(batch[0]), **other.activations(batch[0])}, own)
+    other.load_weights(random_weights(SMALL, seed=1))
+    look_at(other, *batch)
+    other.train_step(*batch, 0.1)
+    assert same({"": model.predict(batch[0]), **model.activations(batch[0])}, own)
+    assert not np.array_equal(other.activations(batch[0])["b1"], own["b1"])
+
+
+def test_a_copy_of_a_compiled_network_is_another(
+    backends: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's compiler is told to leave the network as it is; what it compiles, it calls."""
+    if "torch" not in backends:
+        pytest.skip("PyTorch is not under test")
+    import torch
+
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr(torch, "compile", lambda call, **options: call)
+    net, model = own_network("torch", "cpu")
+    model.compile()
+    x, _ = random_batch(SMALL, 2, 32, 32)
+    for way in COPIES.values():
+        other = load_backend("torch").wrap(way(net))
+        other.load_weights(random_weights(SMALL, seed=1))
+        found, own = other.activations(x), model.activations(x)
+        assert not any(np.array_equal(found[name], own[name]) for name in own)
+        assert np.array_equal(found["last"], other.predict(x))
+
+
+def test_gradients_the_user_adds_up_are_not_in_ours_nor_ours_in_them(
+    backend: str, device: str, batch: tuple
+) -> None:
+    if backend not in ("torch", "mxnet"):
+        pytest.skip("its networks keep no gradients")
+    net, model = own_network(backend, device)
+    expected = model.loss_and_gradients(*batch)
+    if backend == "torch":
+        kept = {parameter: parameter.data.new_full(parameter.shape, 3.0) for parameter in net.parameters()}
+        for parameter, gradient in kept.items():
+            parameter.grad = gradient
+        grads = {parameter: lambda p=parameter: p.grad for parameter in kept}
+    else:
+        grads = {p: p.grad for p in net.collect_params().values() if p.grad_req != "null"}
+        for parameter in grads:
+            parameter.grad_req = "add"
+            parameter.grad()[:] = 3
+    for _ in range(3):
+        assert same(model.loss_and_gradients(*batch).gradients, expected.gradients)
+        assert all((grad() == 3).all() for grad in grads.values())
+    plain = own_network(backend, device)[1]
+    for m in (model, plain):
+        for _ in range(2):
+            m.train_step(*batch, 0.1)
+    assert same(model.weights(), plain.weights())
+
+
+def test_evaluating_leaves_each_layer_in_its_mode(backends: list[str], batch: tuple) -> None:
+    if "torch" not in backends:
+        pytest.skip("PyTorch is not under test")
+    net, model = own_network("torch", "cpu")
+    net.train().net.b2.eval()
+    modes = [module.training for module in net.modules()]
+    look_at(model, *batch)
+    net.net.b3.register_forward_hook(fail)
+    for call in (model.predict, model.activations, lambda x: model.loss_and_gradients(x, batch[1])):
+        with pytest.raises(Mine):
+            call(batch[0])
+    assert [module.training for module in net.modules()] == modes
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def fail(*_: object) -> None:
+    raise Mine
+
+
+# What a caller's thread is in
+
+
+def test_a_caller_who_wants_no_gradients_gets_them_from_the_contract(
+    backends: list[str], batch: tuple
+) -> None:
+    if "torch" not in backends:
+        pytest.skip("PyTorch is not under test")
+    import torch
+
+    model = build("torch", SMALL)
+    expected = look_at(model, *batch)
+    for scope in (torch.no_grad(), torch.inference_mode(), torch.device("meta")):
+        with scope:
+            assert same(look_at(model, *batch), expected)
+            built_within = build("torch", SMALL) if not isinstance(scope, torch.device) else model
+        assert same(look_at(built_within, *batch), expected)
+        built_within.train_step(*batch, 0.1)
+        model.load_weights(initial_weights(SMALL))
+
+
+def test_a_caller_who_records_has_the_contract_evaluate(backends: list[str], batch: tuple) -> None:
+    if "mxnet" not in backends:
+        pytest.skip("MXNet is not under test")
+    from mxnet import autograd
+
+    model = built("mxnet", SMALL, "float64", "cpu")
+    model.load_weights(random_weights(SMALL))
+    expected = look_at(model, *batch)
+    with autograd.record():
+        assert same(look_at(model, *batch), expected)
+        assert autograd.is_recording() and autograd.is_training()
+    assert same(model.weights(), random_weights(SMALL))
