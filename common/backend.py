@@ -111,6 +111,15 @@ class Model(ABC):
         self._lock = threading.RLock()
         self._cut_short = ""  # what was, and could not be undone
 
+    @staticmethod
+    def network(net: Any) -> Any:
+        """The package's own network that `net` is, or has been put into.
+
+        Raises:
+            ValueError: for what cannot be served under the contract.
+        """
+        return net
+
     def compile(self) -> None:  # noqa: B027  (what there is to do, PyTorch overrides)
         """Let the framework's compiler at the network, where it is not always: in PyTorch.
 
@@ -547,7 +556,8 @@ class Backend:
         Raises:
             ValueError: for a GPU that is not there.
         """
-        return self.load().Model(net.arch, "float32", device, net)
+        model = self.load().Model
+        return model(model.network(net).arch, "float32", device, net)
 
     def read_tensors(self, path: Path) -> tuple[dict[str, NDArray], list[str]]:
         """Name to array of a file its framework wrote, and the names that were bfloat16 and are now float32.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -71,6 +74,22 @@ class Recipe:
 
 
 PLAIN = Recipe()
+
+
+def with_smoothing(loss: Callable[..., Any], label_smoothing: float) -> Callable[..., Any]:
+    """A network's `loss` as a function of logits and labels; the chapter's knows of no label smoothing.
+
+    Raises:
+        ValueError: for label smoothing that it does not take.
+    """
+    if not label_smoothing:
+        return loss
+    parameters = signature(loss).parameters.values()
+    if not any(p.name == "label_smoothing" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise BadInput(
+            "the network's own loss takes no label_smoothing; give it that parameter, or train without"
+        )
+    return partial(loss, label_smoothing=label_smoothing)
 
 
 def is_last(name: str) -> bool:

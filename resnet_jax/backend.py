@@ -52,7 +52,9 @@ class Model(contract.Model):
             self._device = _find_device(device)
             self._whole = self._split = SingleDeviceSharding(self._device)
         self._net = (net or ResNet(arch)).clone(
-            training=True, dtype=jnp.bfloat16 if self.bfloat16 else jnp.dtype(self.dtype)
+            training=True,
+            dtype=jnp.bfloat16 if self.bfloat16 else jnp.dtype(self.dtype),
+            axis_name=None,  # one program here, whose statistics are of the whole batch by themselves
         )
         self._state: TrainState  # with the first weights
         self._average: Variables = {}

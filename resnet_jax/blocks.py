@@ -21,6 +21,7 @@ class Residual(nn.Module):
         epsilon, padding, decay: as in `Architecture`; the defaults are the chapter's.
         training: normalise with batch statistics and update the running ones.
         dtype: of the products and the output; by default the widest of images and parameters.
+        axis_name: normalise over this axis of `jax.pmap` or `jax.shard_map`, too, as `flax.linen.BatchNorm`.
     """
 
     num_channels: int
@@ -32,6 +33,7 @@ class Residual(nn.Module):
     decay: float = 0.9
     training: bool = True
     dtype: DTypeLike | None = None
+    axis_name: str | None = None
 
     def setup(self) -> None:
         conv = partial(Conv, dtype=self.dtype)
@@ -41,6 +43,7 @@ class Residual(nn.Module):
             momentum=self.decay,
             use_running_average=not self.training,
             dtype=self.dtype,
+            axis_name=self.axis_name,
         )
         self.conv1 = conv(self.num_channels, kernel_size=(3, 3), padding=self.padding, strides=self.strides)
         self.conv2 = conv(self.num_channels, kernel_size=(3, 3), padding=self.padding)
@@ -76,6 +79,7 @@ class ResNeXtBlock(nn.Module):
         epsilon, padding, decay: as in `Architecture`; the defaults are the chapter's.
         training: normalise with batch statistics and update the running ones.
         dtype: of the products and the output; by default the widest of images and parameters.
+        axis_name: normalise over this axis of `jax.pmap` or `jax.shard_map`, too, as `flax.linen.BatchNorm`.
 
     Raises:
         ValueError: if the bottleneck channels do not divide into groups of this width.
@@ -92,6 +96,7 @@ class ResNeXtBlock(nn.Module):
     decay: float = 0.9
     training: bool = True
     dtype: DTypeLike | None = None
+    axis_name: str | None = None
 
     def __post_init__(self) -> None:
         check_bottleneck(self.num_channels, self.groups, self.bot_mul)
@@ -105,6 +110,7 @@ class ResNeXtBlock(nn.Module):
             momentum=self.decay,
             use_running_average=not self.training,
             dtype=self.dtype,
+            axis_name=self.axis_name,
         )
         bot_channels = int(round(self.num_channels * self.bot_mul))
         first, middle = bottleneck_strides(self.strides, self.stride_on)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax import numpy as jnp
 
-from common.architecture import parts_of_groups
+from common.architecture import Architecture, parts_of_groups
 
 # Trap: XLA takes three quarters of a GPU's memory at the start; another framework may need it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -138,6 +139,24 @@ def Dense(features: int, **options: Any) -> nn.Dense:
 # Trap: Flax's running statistics keep 0.99 of the old value, and its "fast" variance
 # E[x²] − E[x]² cancels where the mean is large.
 BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
+
+
+class NumClasses(int):
+    """A number of classes that goes by the architecture.
+
+    Trap: `clone` and `dataclasses.replace` hand on every field, and so does a changed architecture meet the
+    old number. A number given anew is a plain `int`.
+    """
+
+    @classmethod
+    def agreed(
+        cls, arch: Architecture | Sequence[tuple[int, int]], num_classes: int
+    ) -> tuple[Architecture, "NumClasses"]:
+        """The architecture and its number of classes, where it brings one and no other is given anew."""
+        arch = Architecture.of(arch, num_classes)
+        if not isinstance(num_classes, cls):
+            arch = replace(arch, num_classes=num_classes)
+        return arch, cls(arch.num_classes)
 
 
 class Sequential(nn.Module):

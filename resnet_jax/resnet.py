@@ -8,7 +8,15 @@ from jax.typing import DTypeLike
 
 from common.architecture import Architecture, Block, published
 from resnet_jax.blocks import Residual, ResNeXtBlock
-from resnet_jax.layers import BatchNorm, Conv, Dense, Sequential, global_average_pool, max_pool
+from resnet_jax.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    NumClasses,
+    Sequential,
+    global_average_pool,
+    max_pool,
+)
 from resnet_jax.training import Classifier
 
 
@@ -23,16 +31,18 @@ class ResNet(Classifier):
         training: normalise with batch statistics and update the running ones.
         dtype: to compute products in, such as jnp.bfloat16, from parameters of float32 to logits of
             float32; by default the widest of images and parameters.
+        axis_name: normalise over this axis of `jax.pmap` or `jax.shard_map`, too, as `flax.linen.BatchNorm`.
     """
 
     arch: Architecture  # a tuple given in its place becomes one
     lr: float = 0.1
-    num_classes: int = 10
+    num_classes: int = NumClasses(10)
     training: bool = True
     dtype: DTypeLike | None = None
+    axis_name: str | None = None
 
     def __post_init__(self) -> None:
-        self.arch = Architecture.of(self.arch, self.num_classes)
+        self.arch, self.num_classes = NumClasses.agreed(self.arch, self.num_classes)
         super().__post_init__()
 
     def setup(self) -> None:
@@ -56,6 +66,7 @@ class ResNet(Classifier):
                     momentum=arch.decay,
                     use_running_average=not self.training,
                     dtype=self.dtype,
+                    axis_name=self.axis_name,
                 ),
                 "relu": nn.relu,
                 "pool": partial(max_pool, padding=arch.padding),
@@ -65,7 +76,7 @@ class ResNet(Classifier):
     def stage(self, blocks: list[Block]) -> Sequential:
         """b2, b3, …: blocks in a row; all stages but the first halve height and width."""
         kind = {"residual": Residual, "resnext": ResNeXtBlock}[self.arch.block]
-        new = partial(kind, training=self.training, dtype=self.dtype)
+        new = partial(kind, training=self.training, dtype=self.dtype, axis_name=self.axis_name)
         return Sequential({str(j): new(**block.options) for j, block in enumerate(blocks)})
 
     def last(self) -> Sequential:

@@ -12,7 +12,7 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike
 
 import common.training
-from common.recipe import PLAIN, Recipe
+from common.recipe import PLAIN, Recipe, with_smoothing
 from common.summary import layer_line
 
 Variables = dict[str, Any]  # Flax's two trees: "params" and "batch_stats"
@@ -126,7 +126,7 @@ def loss_and_gradients(
         params = with_trained(variables["params"], trained)
         mutable = [] if freeze else ["batch_stats"]
         Y_hat, updates = model.apply({**variables, "params": params}, X, mutable=mutable)
-        return model.loss(Y_hat, Y, label_smoothing), (Y_hat, updates.get("batch_stats"))
+        return with_smoothing(model.loss, label_smoothing)(Y_hat, Y), (Y_hat, updates.get("batch_stats"))
 
     trained = trained_part(variables["params"], freeze)
     (value, (Y_hat, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(trained)

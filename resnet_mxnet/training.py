@@ -7,7 +7,7 @@ from mxnet import autograd, gluon, np, npx
 from mxnet.gluon import nn
 
 import common.training
-from common.recipe import PLAIN, Recipe
+from common.recipe import PLAIN, Recipe, with_smoothing
 from common.summary import layer_line
 from resnet_mxnet.layers import SGD, TrainerOverWorkers, exact_decay
 
@@ -75,7 +75,7 @@ def loss_and_gradients(
             X = layer(X)
         with autograd.record():
             Y_hat = last(X)
-            loss = model.loss(Y_hat, Y, label_smoothing)
+            loss = with_smoothing(model.loss, label_smoothing)(Y_hat, Y)
         loss.backward()
     return loss, Y_hat
 

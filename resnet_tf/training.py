@@ -1,6 +1,7 @@
 """Loss, training step and trainer, as TensorFlow users write them."""
 
 import json
+from functools import partial
 from typing import Any, Self
 
 import keras
@@ -9,7 +10,7 @@ from tensorflow import Tensor
 
 import common.training
 from common.architecture import Architecture
-from common.recipe import PLAIN, Recipe
+from common.recipe import PLAIN, Recipe, with_smoothing
 from common.summary import layer_line
 from resnet_tf.layers import SGD, Model, precision
 
@@ -86,7 +87,7 @@ def loss_and_gradients(
         tape.watch([variable.value for variable in variables])
         Y_hat = model(X, training=not freeze)
         # whatever loss the user compiled `model` with
-        loss = type(model).loss(model, Y_hat, Y, label_smoothing)
+        loss = with_smoothing(partial(type(model).loss, model), label_smoothing)(Y_hat, Y)
     return loss, Y_hat, tape.gradient(loss, variables)
 
 

@@ -61,7 +61,7 @@ class Model(contract.Model):
         self._type = getattr(torch, self.dtype)
         is_faster = device == "cpu" or self.bfloat16  # in memory, (N, H, W, C)
         self._layout = torch.channels_last if is_faster else torch.preserve_format
-        self._net = (net or ResNet(arch)).to(self._device, self._type)
+        self._net = (ResNet(arch) if net is None else self.network(net)).to(self._device, self._type)
         self._is_new = any(nn.parameter.is_lazy(parameter) for parameter in self._net.parameters())
         if self._is_new:  # one image gives the lazy layers their shapes; what they draw is not kept
             image = torch.zeros(1, arch.in_channels, 32, 32, dtype=self._type, device=self._device)
@@ -76,6 +76,17 @@ class Model(contract.Model):
         }
         self._stages = self._net.activations
         self._has_moved = False
+        self._called = self._net if net is None else net  # as its user has compiled it
+
+    @staticmethod
+    def network(net: nn.Module) -> ResNet:
+        net = getattr(net, "_orig_mod", net)  # of torch.compile
+        if isinstance(net, (nn.DataParallel, DistributedDataParallel)):
+            raise BadInput(
+                f"give the network itself, net.module, not its {type(net).__name__}; "
+                "Trainer(num_gpus=2) trains it on two GPUs"
+            )
+        return net
 
     def compile(self) -> None:
         compiler = torch._inductor.config.cpp.cxx[-1]
@@ -96,7 +107,7 @@ class Model(contract.Model):
     def _predict(self, x: NDArray) -> NDArray:
         X = self._images_in(x)
         with modes_kept(self._net), autocast(X, self.bfloat16):
-            return self._array(self._net.eval()(X))
+            return self._array(self._called.eval()(X))
 
     @torch.no_grad()
     def _activations(self, x: NDArray) -> dict[str, NDArray]:
@@ -109,7 +120,7 @@ class Model(contract.Model):
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
         with modes_kept(self._net), gradients_kept(self._net):
             loss, logits = loss_and_gradients(
-                self._net, self._images_in(x), self._tensor(y).long(), bfloat16=self.bfloat16
+                self._called, self._images_in(x), self._tensor(y).long(), bfloat16=self.bfloat16
             )
             gradients = {n: self._array(p.grad) for n, p in self._parameters.items() if p.grad is not None}
         running = {name: self._array(t) for name, t in self._tensors.items() if is_statistic(name)}
@@ -133,7 +144,7 @@ class Model(contract.Model):
         self._optimizer = self._net.configure_optimizers(recipe)
         self._optimizer.register_step_pre_hook(self._note_move)
         self._average = {name: t.detach().clone() for name, t in self._tensors.items() if recipe.ema}
-        self._trained: Classifier = self._net
+        self._trained: Classifier = self._called
         if self.group.workers > 1:
             with frozen_backbone(self._net) if recipe.freeze else nullcontext():
                 self._trained = Parallel(self._net)  # type: ignore[assignment]  # as good as one

@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from common.architecture import bottleneck_strides, check_bottleneck
-from resnet_torch.layers import LazyBatchNorm2d, LazyConv2d, momentum, relu
+from resnet_torch.layers import LazyBatchNorm2d, LazyConv2d, Size, momentum, relu
 
 
 class Residual(nn.Module):
@@ -14,7 +14,7 @@ class Residual(nn.Module):
     Args:
         num_channels: output channels.
         use_1x1conv: give the shortcut a 1×1 convolution, where the shape changes.
-        strides: stride of the first convolution and of the shortcut's.
+        strides: stride of the first convolution and of the shortcut's, a number or a pair.
         shortcut_norm: give the shortcut's convolution a batch norm, too.
         epsilon, padding, decay: as in `Architecture`; the defaults are the chapter's.
     """
@@ -23,7 +23,7 @@ class Residual(nn.Module):
         self,
         num_channels: int,
         use_1x1conv: bool = False,
-        strides: int = 1,
+        strides: Size = 1,
         shortcut_norm: bool = False,
         epsilon: float = 1e-5,
         padding: str = "symmetric",
@@ -61,7 +61,7 @@ class ResNeXtBlock(nn.Module):
             `bot_channels // groups` groups. The name is the d2l chapter's.
         bot_mul: bottleneck channels over output channels.
         use_1x1conv: give the shortcut a 1×1 convolution, where the shape changes.
-        strides: stride of the 3×3 convolution and of the shortcut's.
+        strides: stride of the 3×3 convolution and of the shortcut's, a number or a pair.
         stride_on: the convolution that has the stride in place of the 3×3 one: "1x1" is the first.
         epsilon, padding, decay: as in `Architecture`; the defaults are the chapter's.
 
@@ -75,7 +75,7 @@ class ResNeXtBlock(nn.Module):
         groups: int,
         bot_mul: float,
         use_1x1conv: bool = False,
-        strides: int = 1,
+        strides: Size = 1,
         stride_on: str = "3x3",
         epsilon: float = 1e-5,
         padding: str = "symmetric",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +10,16 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import common.training
-from common.recipe import PLAIN, Recipe
+from common.recipe import PLAIN, Recipe, with_smoothing
 from common.summary import layer_line
 
 
 class Classifier(nn.Module):
     """A network `net` with learning rate `lr`, trained by softmax cross-entropy and SGD."""
 
-    net: nn.Sequential
-    lr: float
+    if TYPE_CHECKING:  # TorchScript would take the class itself for the type of an attribute
+        net: nn.Sequential
+        lr: float
 
     def forward(self, X: Tensor) -> Tensor:
         return self.net(X)
@@ -121,7 +123,7 @@ def loss_and_gradients(
         with autocast(X, bfloat16):
             Y_hat = model(X)
         Y_hat = Y_hat.to(X.dtype)
-        loss = model.loss(Y_hat, Y, label_smoothing)
+        loss = with_smoothing(model.loss, label_smoothing)(Y_hat, Y)
         loss.backward()
     return loss.detach(), Y_hat.detach()
 

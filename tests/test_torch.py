@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import io
+import threading
 import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from common import load_backend
+from common import data, load_backend
 from common.architecture import Architecture
 from common.errors import BadInput
-from tests.helpers import ROUNDING, built, deviation, random_batch, random_weights
+from tests.helpers import ROUNDING, SINGLE, built, deviation, one_line, random_batch, random_weights
 
 SMALL = Architecture(stages=((1, 4), (1, 6)), num_classes=5, stem_channels=4)
 BOTTLENECK = Architecture(((1, 4), (1, 8)), "resnext", stem_channels=4, groups=2, num_classes=5)
@@ -74,11 +82,150 @@ def test_batch_norm_is_pytorchs_but_for_the_biased_variance(torch: Any, case: st
     torch.testing.assert_close(ours.eval()(X), theirs.eval()(X))
 
 
+@pytest.mark.parametrize("case", BATCH_NORM_OPTIONS)
+def test_batch_norm_of_no_images_keeps_its_statistics_as_pytorchs(torch: Any, case: str) -> None:
+    from resnet_torch import layers
+
+    options = BATCH_NORM_OPTIONS[case]
+    ours, theirs = layers.BatchNorm2d(3, **options), torch.nn.BatchNorm2d(3, **options)
+    for mode in (True, False):
+        Y = ours.train(mode)(torch.empty(0, 3, 5, 5))
+        assert Y.shape == theirs.train(mode)(torch.empty(0, 3, 5, 5)).shape
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+@pytest.fixture
+def two_workers(torch: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Runs a function for each of two arguments, in threads that PyTorch takes for workers of one group."""
+    given: dict[int, Any] = {}
+    together = threading.Barrier(2, timeout=60)
+
+    def all_reduce(tensor: Any) -> None:
+        given[threading.get_ident()] = tensor.clone()
+        together.wait()
+        tensor.copy_(sum(given.values()))
+        together.wait()
+
+    distributed = torch.distributed
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", all_reduce)
+
+    def run(function: Callable[[Any], Any], arguments: Iterable[Any]) -> list[Any]:
+        with ThreadPoolExecutor(2) as threads:
+            return list(threads.map(function, arguments))
+
+    return run
+
+
+@pytest.mark.parametrize("case", BATCH_NORM_OPTIONS)
+@pytest.mark.parametrize("shares", [(4, 4), (6, 2), (8, 0)])
+def test_batch_norm_of_workers_is_that_of_the_whole_batch(
+    torch: Any, two_workers: Callable[..., list[Any]], case: str, shares: tuple[int, int]
+) -> None:
+    from resnet_torch import layers
+
+    options = {**BATCH_NORM_OPTIONS[case], "dtype": torch.float64}
+    whole = torch.nn.BatchNorm2d(3, **options)
+    X = torch.randn(8, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    Y = whole(X)
+    weights = torch.randn_like(Y)
+    (Y * weights).sum().backward()
+    ours = [layers.BatchNorm2d(3, **options) for _ in shares]
+
+    def train(worker: int) -> tuple[Any, Any]:
+        rows = slice(0, shares[0]) if worker == 0 else slice(shares[0], 8)
+        own = X.detach()[rows].requires_grad_()
+        Y = ours[worker](own)
+        (Y * weights[rows]).sum().backward()
+        return Y, own.grad
+
+    found = two_workers(train, range(2))
+    torch.testing.assert_close(torch.cat([Y for Y, _ in found]), Y)
+    torch.testing.assert_close(torch.cat([gradient for _, gradient in found]), X.grad)
+    for name, parameter in whole.named_parameters():
+        torch.testing.assert_close(sum(bn.get_parameter(name).grad for bn in ours), parameter.grad)
+    if whole.track_running_stats:
+        biased = 1 + (1 if whole.momentum is None else 0.1) * (X.var((0, 2, 3), correction=0) - 1)
+        for bn in ours:
+            torch.testing.assert_close(bn.running_mean, whole.running_mean)
+            torch.testing.assert_close(bn.running_var, biased)
+
+
 def test_batch_norm_refuses_what_pytorchs_refuses(torch: Any) -> None:
     from resnet_torch.layers import BatchNorm2d
 
     with pytest.raises(ValueError, match="expected 4D input"):
         BatchNorm2d(3)(torch.randn(4, 3, 5))
+
+
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "dilation": {"padding": 2, "dilation": 2, "stride": 2},
+    "pairs": {"kernel_size": (3, 5), "stride": (2, 1), "padding": (1, 2), "dilation": (2, 1)},
+    "circular": {"padding": 1, "padding_mode": "circular", "stride": 2},
+    "same at stride 1": {"kernel_size": (3, 4), "padding": "same", "dilation": (1, 2)},
+    "groups": {"padding": 1, "groups": 2, "bias": False},
+}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+@pytest.mark.parametrize("lazy", [False, True], ids=["", "lazy"])
+def test_a_convolution_takes_what_pytorchs_does(torch: Any, case: str, lazy: bool) -> None:
+    from resnet_torch import layers
+
+    options = {"kernel_size": 3, **CONVOLUTIONS[case]}
+    X = torch.randn(2, 4, 9, 8)
+    ours = layers.LazyConv2d(6, **options) if lazy else layers.Conv2d(4, 6, **options)
+    theirs = torch.nn.Conv2d(4, 6, **options)
+    ours(X)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(X), theirs(X), rtol=0, atol=0)
+    torch.testing.assert_close(ours(X[0]), theirs(X[0]), rtol=0, atol=0)
+    assert repr(ours) == repr(theirs)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, (5, 2)])
+@pytest.mark.parametrize("stride", [2, 3, (2, 1)])
+@pytest.mark.parametrize("dilation", [1, 2, (3, 1)])
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate"])
+def test_same_is_as_little_as_makes_the_rows(
+    torch: Any, kernel_size: Any, stride: Any, dilation: Any, padding_mode: str
+) -> None:
+    """⌈H / stride⌉ of them; the odd row is below, the odd column to the right."""
+    from resnet_torch import layers
+
+    conv = layers.Conv2d(2, 3, kernel_size, stride, "same", dilation, padding_mode=padding_mode)
+    bare = torch.nn.Conv2d(2, 3, kernel_size, stride, 0, dilation)
+    bare.load_state_dict(conv.state_dict())
+    for size in ((17, 12), (10, 9)):
+        X = torch.randn(2, 2, *size)
+        pads = []
+        for axis in (1, 0):
+            pixels, step = size[axis], bare.stride[axis]
+            reach = bare.dilation[axis] * (bare.kernel_size[axis] - 1) + 1
+            rows = next(n for n in range(1, 99) if n * step >= pixels)
+            total = next(n for n in range(99) if pixels + n - reach >= (rows - 1) * step)
+            pads += [total // 2, total - total // 2]
+        mode = "constant" if padding_mode == "zeros" else padding_mode
+        expected = bare(torch.nn.functional.pad(X, pads, mode))
+        torch.testing.assert_close(conv(X), expected, rtol=0, atol=0)
+        assert conv(X).shape[2:] == tuple(
+            -(-pixels // step) for pixels, step in zip(size, bare.stride, strict=True)
+        )
+    assert "padding=same" in repr(conv)
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+def test_blocks_take_a_pair_of_strides(torch: Any, padding: str) -> None:
+    from resnet_torch import Residual, ResNeXtBlock
+
+    X = torch.randn(2, 4, 8, 6)
+    for block in (
+        Residual(8, True, (2, 1), padding=padding),
+        ResNeXtBlock(8, 2, 0.5, True, (2, 1), padding=padding),
+    ):
+        assert block(X).shape == (2, 8, 4, 6)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -235,6 +382,168 @@ def test_images_that_may_not_be_written_are_taken_without_a_word(torch: Any, dev
     model = built("torch", SMALL, "float64", device)
     with warnings.catch_warnings(action="error"):
         model.predict(x)
+
+
+# PyTorch's tools
+
+ALIKE = {
+    "residual": SMALL,
+    "resnext": BOTTLENECK,
+    "same": replace(SMALL, padding="same", stem_padding="same"),
+}
+
+
+@pytest.fixture(params=ALIKE)
+def any_net(torch: Any, request: pytest.FixtureRequest) -> Any:
+    from resnet_torch import ResNet
+
+    net = ResNet(ALIKE[request.param])
+    net(torch.rand(4, 1, 32, 32))
+    return net
+
+
+def assert_alike(torch: Any, found: Any, net: Any, training: bool) -> None:
+    """In output and in what training leaves behind."""
+    X = torch.rand(3, 1, 32, 32)
+    torch.testing.assert_close(found(X), net(X), rtol=0, atol=0)
+    state = net.state_dict()
+    assert state.keys() == found.state_dict().keys()
+    for name, tensor in found.state_dict().items():
+        torch.testing.assert_close(tensor, state[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("tool", ["fx", "export", "script", "deepcopy"])
+def test_pytorchs_tools_take_the_network(torch: Any, any_net: Any, tool: str, training: bool) -> None:
+    net = any_net.train(training)
+    take: dict[str, Callable[[Any], Any]] = {
+        "fx": torch.fx.symbolic_trace,
+        "export": lambda net: torch.export.export(net, (torch.rand(3, 1, 32, 32),)).module(),
+        "script": torch.jit.script,
+        "deepcopy": copy.deepcopy,
+    }
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of TorchScript
+        found = take[tool](copy.deepcopy(net))
+        assert_alike(torch, found, net, training)
+
+
+def test_a_scripted_network_is_saved_and_loaded(torch: Any, net: Any) -> None:
+    file = io.BytesIO()
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        torch.jit.save(torch.jit.script(net), file)
+        file.seek(0)
+        found = torch.jit.load(file)
+    for training in (True, False):
+        assert_alike(torch, found.train(training), net.train(training), training)
+
+
+def test_a_traced_network_has_a_node_for_each_layer(torch: Any, net: Any) -> None:
+    nodes = {node.target for node in torch.fx.symbolic_trace(net).graph.nodes if node.op == "call_module"}
+    layers = {name for name, module in net.named_modules() if not list(module.children())}
+    assert nodes == layers
+
+
+def test_torchvision_extracts_features(torch: Any, any_net: Any) -> None:
+    if not find_spec("torchvision"):
+        pytest.skip("torchvision is not installed")
+    from resnet_torch.speed import torchvision
+
+    torchvision()
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    X = torch.rand(2, 1, 32, 32)
+    nodes = {"net.b1": "b1", "net.b2": "b2", "net.b3.0.bn1": "bn", "net.last": "last"}
+    net = any_net.eval()
+    extracted = create_feature_extractor(net, nodes)(X)
+    expected = net.activations(X)
+    for name in ("b1", "b2", "last"):
+        torch.testing.assert_close(extracted[name], expected[name], rtol=0, atol=0)
+    assert extracted["bn"].shape[1] == net.net.b3[0].bn1.num_features
+
+
+def test_layers_are_fused_as_pytorchs_own(torch: Any, net: Any) -> None:
+    from torch.ao import quantization
+
+    names = [["net.b1.conv", "net.b1.bn", "net.b1.relu"]]
+    names += [[f"net.b{k}.0.conv{i}", f"net.b{k}.0.bn{i}"] for k in (2, 3) for i in (1, 2)]
+    X = torch.rand(2, 1, 32, 32)
+    expected = net.eval()(X)
+    fused = quantization.fuse_modules(net, names)
+    torch.testing.assert_close(fused(X), expected)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+    torch.testing.assert_close(net(X), expected, rtol=0, atol=0)  # its own layers stay
+    quantization.fuse_modules_qat(net.train(), names)(X).sum().backward()
+
+
+def test_what_pytorch_has_nothing_to_fuse_into_is_said(torch: Any) -> None:
+    from resnet_torch import ResNet
+
+    net = ResNet(ALIKE["same"])
+    net(torch.rand(4, 1, 32, 32))
+    with pytest.raises(BadInput) as error:
+        torch.ao.quantization.fuse_modules(net.eval(), ["net.b1.conv", "net.b1.bn"])
+    one_line(error, "same", "leave it out")
+
+
+# Networks as their users have them
+
+
+def test_the_chapters_own_loss_trains(torch: Any) -> None:
+    from resnet_torch import ResNet
+
+    class Own(ResNet):
+        def loss(self, Y_hat: Any, Y: Any, averaged: bool = True) -> Any:
+            return 2 * torch.nn.functional.cross_entropy(Y_hat, Y, reduction="mean" if averaged else "none")
+
+    x, y = random_batch(SMALL, 3, 32, 32)
+    own, plain = (load_backend("torch").wrap(net(SMALL)) for net in (Own, ResNet))
+    assert own.train_step(x, y, 0.1) == pytest.approx(2 * plain.train_step(x, y, 0.1))
+    with pytest.raises(BadInput) as error:
+        own.train_step(x, y, 0.1, label_smoothing=0.1)
+    one_line(error, "loss takes no label_smoothing")
+
+
+def test_what_fit_cannot_do_is_said_before_a_run_begins(torch: Any, tmp_path: Path) -> None:
+    from resnet_torch import ResNet, Trainer
+
+    class Own(ResNet):
+        def loss(self, Y_hat: Any, Y: Any) -> Any:
+            return torch.nn.functional.cross_entropy(Y_hat, Y)
+
+    images = data.FashionMNIST(batch_size=8, limit_train=16, limit_val=8)
+    parallel = torch.nn.DataParallel(ResNet(SMALL))
+    for net, words in (
+        (Own(SMALL), "loss takes no label_smoothing"),
+        (parallel, "net.module"),
+        (torch.compile(parallel, backend="eager"), "net.module"),
+    ):
+        with pytest.raises(BadInput) as error:
+            Trainer(max_epochs=1, label_smoothing=0.1, out=tmp_path / "run").fit(net, images)
+        one_line(error, words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("sample_only")
+def test_a_compiled_network_is_trained_compiled(torch: Any, tmp_path: Path) -> None:
+    from resnet_torch import ResNet, Trainer
+
+    programs = []
+
+    def compiler(program: Any, inputs: Any) -> Any:
+        programs.append(program)
+        return program
+
+    arch = replace(SMALL, num_classes=10)
+    images = data.FashionMNIST(batch_size=8, limit_train=16, limit_val=8)
+    compiled, plain = (Trainer(max_epochs=1, momentum=0.9, out=tmp_path / name) for name in ("a", "b"))
+    net = ResNet(arch, lr=0.01)
+    compiled.fit(torch.compile(net, backend=compiler), images)
+    plain.fit(ResNet(arch, lr=0.01), images)
+    assert programs
+    assert deviation(compiled.model.weights(), plain.model.weights()) <= SINGLE
+    x, _ = random_batch(arch, 2, 32, 32)
+    own = net.eval()(torch.from_numpy(x).float()).detach()
+    assert deviation(compiled.model.predict(x), own) <= SINGLE
 
 
 # Compiled

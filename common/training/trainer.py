@@ -11,7 +11,7 @@ from common.data import DataModule
 from common.data.pipeline import check_whole
 from common.errors import BadInput, telling_how_to_resume
 from common.pages import Console
-from common.recipe import Recipe
+from common.recipe import Recipe, with_smoothing
 from common.training.loop import train
 from common.training.runs import Record, new_folder, read_settings
 from common.training.settings import Settings
@@ -80,6 +80,7 @@ class Trainer:
             ValueError: if network, settings, data and folder do not fit together.
         """
         wrapped = self._wrap(model)
+        with_smoothing(model.loss, self.recipe.label_smoothing)
         began = ""
         if self.weights:
             start, began, said = pretrained(Path(self.weights), wrapped.arch, data.seed)
@@ -89,7 +90,7 @@ class Trainer:
             began = read_settings(self.out).weights
             if began:
                 check_begun(Path(self.out))
-        name = type(model).__name__.lower()
+        name = type(wrapped.network(model)).__name__.lower()
         folder = Path(self.out) if self.out else new_folder(f"{name}-{self.backend}")
         settings = Settings(
             backend=self.backend,
