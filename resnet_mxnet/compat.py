@@ -1,8 +1,7 @@
-"""MXNet 1.9.1 on today's NumPy: lend it the names NumPy has removed, while it is imported.
+"""MXNet 1.9.1 on today's NumPy: give it back the names NumPy has removed, and whole numbers as they were.
 
-MXNet's own package only names these at import, most of them to export them again. They are taken back
-afterwards, so that NumPy is to everybody else what it was. The NumPy interface of MXNet
-(`mxnet.np`), which the d2l chapter uses, is switched on.
+NumPy has the names while MXNet is imported, and afterwards they are MXNet's alone: NumPy is to everybody else
+what it was. The NumPy interface of MXNet (`mxnet.np`), which the d2l chapter uses, is switched on.
 
 A build for GPUs, such as mxnet-cu112, gets CUDA 11 from NVIDIA's packages.
 """
@@ -11,8 +10,11 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import scipy.sparse  # noqa: F401  (MXNet imports it, and it must not see the borrowed names)
@@ -72,8 +74,45 @@ _REMOVED = {
     "round_": np.round,
     "row_stack": np.vstack,
     "trapz": np.trapezoid,
+    "compat": SimpleNamespace(basestring=str),
     **dict.fromkeys(("fv", "ipmt", "irr", "mirr", "nper", "npv", "pmt", "ppmt", "pv", "rate"), _gone),
 }
+
+
+class _IsText(type):
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, str)
+
+
+class _Text(metaclass=_IsText):
+    """Python's `str`, to MXNet.
+
+    Trap: MXNet hands its operators' arguments on as text, and NumPy 2 writes (4,) as "(np.int64(4),)".
+    """
+
+    def __new__(cls, value: object) -> str:  # type: ignore[misc]
+        text = str(value)
+        return str(_plain(value)) if "np." in text else text
+
+
+def _plain(value: Any) -> Any:
+    """Python's numbers for NumPy's, in tuples and lists too."""
+    if isinstance(value, (tuple, list)):
+        return (list if isinstance(value, list) else tuple)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _give_to_mxnet() -> None:
+    """The names and `_Text` to MXNet's modules, which look them up as they run."""
+    own = ModuleType("numpy")
+    vars(own).update(vars(np))
+    modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "mxnet"}
+    for module in modules.values():
+        for name in [name for name, value in vars(module).items() if value is np]:
+            setattr(module, name, own)
+    for name in ("_ctypes.ndarray", "_ctypes.symbol", "symbol.symbol", "io.io", "kvstore.base"):
+        vars(modules[f"mxnet.{name}"])["str"] = _Text
+
 
 # Trap: MXNet halves the OpenMP threads of the whole process, PyTorch's too, unless it is told a number.
 if "OMP_NUM_THREADS" not in os.environ:
@@ -97,6 +136,7 @@ try:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=SyntaxWarning)
         importlib.import_module("mxnet").npx.set_np()
+    _give_to_mxnet()
 except OSError as error:
     raise BadInput(
         f"MXNet's library does not load ({error}); a build for GPUs needs NVIDIA's driver and "

@@ -223,6 +223,49 @@ def test_the_product_of_matrices_is_of_this_century(mx: Any) -> None:
     assert said.stderr.splitlines()[-1] == "Core: Haswell"
 
 
+# Today's NumPy
+
+
+TWO, TWELVE = np.int64(2), np.int64(12)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda mx, X: mx.gluon.utils.split_and_load(X, [mx.cpu(0), mx.cpu(1)])[1].shape == (2, 6),
+        lambda mx, X: X.reshape(TWO, TWELVE).shape == (2, 12),
+        lambda mx, X: X.sum(axis=(np.int64(0), np.int64(1))).item() == 24,
+        lambda mx, X: X[TWO : np.int64(0) : np.int64(-1)].shape == (2, 6),
+        lambda mx, X: X.__setitem__(TWO, np.float32(3)) is None and X[2, 0] == 3,
+        lambda mx, X: mx.nd.random.uniform(shape=(TWO, TWELVE)).shape == (2, 12),
+        lambda mx, X: mx.np.random.normal(size=[TWO, TWELVE]).shape == (2, 12),
+        lambda mx, X: mx.np.pad(X, ((TWO, 0), (0, TWO))).shape == (6, 8),
+        lambda mx, X: mx.sym.var("x", shape=(TWO, TWELVE)).attr("__shape__") == "(2, 12)",
+        lambda mx, X: mx.npx.image.resize(mx.np.ones((4, 4, 3)), (TWO, TWELVE)).shape == (12, 2, 3),
+    ],
+)
+def test_numpys_whole_numbers_are_numbers(mx: Any, compute: Any) -> None:
+    """NumPy 2 writes (4,) as "(np.int64(4),)", and text is what MXNet's operators are handed."""
+    assert compute(mx, mx.np.ones((4, 6)))
+
+
+@pytest.mark.parametrize("hybrid", [False, True], ids=["", "hybridised"])
+def test_layers_take_numpys_whole_numbers(mx: Any, hybrid: bool) -> None:
+    nn = mx.gluon.nn
+    layers = nn.HybridSequential()
+    layers.add(nn.Conv2D(TWELVE, TWO, (TWO, TWO)), nn.MaxPool2D(TWO), nn.Dense(TWO))
+    layers.initialize(mx.init.Orthogonal())  # which fails by itself on NumPy 2
+    layers.hybridize(hybrid)
+    assert layers(mx.np.ones((1, 3, 9, 9))).shape == (1, 2)
+
+
+def test_what_mxnet_runs_has_the_names_numpy_removed(mx: Any) -> None:
+    handler = mx.gluon.contrib.estimator.EarlyStoppingHandler(mx.metric.Accuracy(), mode="max")
+    handler.train_begin(None)
+    assert handler.best == -np.inf
+    assert repr(np.int64(4)) == "np.int64(4)"  # NumPy itself is as it was
+
+
 # A build for GPUs
 
 
