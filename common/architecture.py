@@ -231,8 +231,7 @@ class Architecture:
             raise BadInput(f"shortcut_norm must be True or False, not {brief(self.shortcut_norm)}")
         bottleneck_strides(1, self.stride_on)
         for name in ("padding", "stem_padding"):
-            if (value := getattr(self, name)) not in PADDINGS:
-                raise BadInput(f"{name} must be 'symmetric' or 'same', not {brief(value)}")
+            check_padding(getattr(self, name), name)
         if not 0 < _number(self.epsilon) < math.inf:
             raise BadInput(f"epsilon must be a number above 0, not {brief(self.epsilon)}")
         if not 0 <= _number(self.decay) < 1:
@@ -377,6 +376,17 @@ def bottleneck_strides(strides: Any, stride_on: str) -> tuple[Any, Any]:
     if stride_on not in ("3x3", "1x1"):
         raise BadInput(f"stride_on must be '3x3' or '1x1', not {brief(stride_on)}")
     return (strides, 1) if stride_on == "1x1" else (1, strides)
+
+
+def check_padding(padding: Any, name: str = "padding", zeros: bool = False) -> None:
+    """Raise `ValueError` unless this is "symmetric" or "same"; or, with `zeros`, how many to put around."""
+    if isinstance(padding, str) and padding in PADDINGS:
+        return
+    if zeros and (isinstance(padding, (tuple, list)) or _is_count(padding) or padding == 0):
+        return
+    raise BadInput(
+        f"{name} must be 'symmetric' or 'same'{', or a number of zeros' if zeros else ''}, not {padding!r}"
+    )
 
 
 def parts_of_groups(groups: int, channels: int, most: int | None = None) -> int:

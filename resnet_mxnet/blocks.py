@@ -2,6 +2,7 @@
 
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 from mxnet import np
 from mxnet.gluon import nn
@@ -19,6 +20,7 @@ class Residual(nn.HybridBlock):
         strides: stride of the first convolution and of the shortcut's.
         shortcut_norm: give the shortcut's convolution a batch norm, too.
         epsilon, padding, decay: as in `Architecture`; the defaults are the chapter's.
+        options: of any Gluon block, `prefix` and `params`.
     """
 
     def __init__(
@@ -30,18 +32,20 @@ class Residual(nn.HybridBlock):
         epsilon: float = 1e-5,
         padding: str = "symmetric",
         decay: float = 0.9,
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         norm = partial(BatchNorm, epsilon=epsilon, momentum=decay)
-        self.conv1 = Conv2D(num_channels, kernel_size=3, padding=padding, strides=strides)
-        self.conv2 = Conv2D(num_channels, kernel_size=3, padding=padding)
-        self.conv3 = None
-        self.bn3 = None
-        if use_1x1conv:
-            self.conv3 = Conv2D(num_channels, kernel_size=1, strides=strides)
-            self.bn3 = norm() if shortcut_norm else None
-        self.bn1 = norm()
-        self.bn2 = norm()
+        with self.name_scope():
+            self.conv1 = Conv2D(num_channels, kernel_size=3, padding=padding, strides=strides)
+            self.conv2 = Conv2D(num_channels, kernel_size=3, padding=padding)
+            self.conv3 = None
+            self.bn3 = None
+            if use_1x1conv:
+                self.conv3 = Conv2D(num_channels, kernel_size=1, strides=strides)
+                self.bn3 = norm() if shortcut_norm else None
+            self.bn1 = norm()
+            self.bn2 = norm()
 
     def hybrid_forward(self, F: ModuleType, X: np.ndarray) -> np.ndarray:
         Y = relu(F, self.bn1(self.conv1(X)))
@@ -65,6 +69,7 @@ class ResNeXtBlock(nn.HybridBlock):
         strides: stride of the 3×3 convolution and of the shortcut's.
         stride_on: the convolution that has the stride in place of the 3×3 one: "1x1" is the first.
         epsilon, padding, decay: as in `Architecture`; the defaults are the chapter's.
+        options: of any Gluon block, `prefix` and `params`.
 
     Raises:
         ValueError: if the bottleneck channels do not divide into groups of this width.
@@ -81,24 +86,26 @@ class ResNeXtBlock(nn.HybridBlock):
         epsilon: float = 1e-5,
         padding: str = "symmetric",
         decay: float = 0.9,
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         check_bottleneck(num_channels, groups, bot_mul)
         bot_channels = int(round(num_channels * bot_mul))
         first, middle = bottleneck_strides(strides, stride_on)
         norm = partial(BatchNorm, epsilon=epsilon, momentum=decay)
-        self.conv1 = Conv2D(bot_channels, kernel_size=1, strides=first)
-        self.conv2 = Conv2D(
-            bot_channels, kernel_size=3, padding=padding, strides=middle, groups=bot_channels // groups
-        )
-        self.conv3 = Conv2D(num_channels, kernel_size=1)
-        self.conv4 = None
-        if use_1x1conv:
-            self.conv4 = Conv2D(num_channels, kernel_size=1, strides=strides)
-            self.bn4 = norm()
-        self.bn1 = norm()
-        self.bn2 = norm()
-        self.bn3 = norm()
+        with self.name_scope():
+            self.conv1 = Conv2D(bot_channels, kernel_size=1, strides=first)
+            self.conv2 = Conv2D(
+                bot_channels, kernel_size=3, padding=padding, strides=middle, groups=bot_channels // groups
+            )
+            self.conv3 = Conv2D(num_channels, kernel_size=1)
+            self.conv4 = None
+            if use_1x1conv:
+                self.conv4 = Conv2D(num_channels, kernel_size=1, strides=strides)
+                self.bn4 = norm()
+            self.bn1 = norm()
+            self.bn2 = norm()
+            self.bn3 = norm()
 
     def hybrid_forward(self, F: ModuleType, X: np.ndarray) -> np.ndarray:
         Y = relu(F, self.bn1(self.conv1(X)))

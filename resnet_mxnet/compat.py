@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -112,6 +113,19 @@ def _give_to_mxnet() -> None:
             setattr(module, name, own)
     for name in ("_ctypes.ndarray", "_ctypes.symbol", "symbol.symbol", "io.io", "kvstore.base"):
         vars(modules[f"mxnet.{name}"])["str"] = _Text
+    arrays = ModuleType("ndarray")
+    vars(arrays).update(vars(modules["mxnet.ndarray"]), save=_files("save"), load=_files("load"))
+    vars(modules["mxnet.gluon.parameter"])["ndarray"] = arrays
+
+
+def _files(name: str) -> Callable[..., Any]:
+    """Trap: `save_parameters` knows both of MXNet's interfaces, `collect_params().save` the older alone."""
+
+    def function(*arguments: Any) -> Any:
+        mx = sys.modules["mxnet"]
+        return getattr(mx.npx if mx.npx.is_np_array() else mx.nd, name)(*arguments)
+
+    return function
 
 
 # Trap: MXNet halves the OpenMP threads of the whole process, PyTorch's too, unless it is told a number.

@@ -17,7 +17,10 @@ from mxnet.gluon import nn
 from mxnet.ndarray import CachedOp
 from mxnet.symbol.numpy import _Symbol as Symbol
 
+from common.architecture import check_padding
 from common.errors import BadInput
+
+Pair = tuple[int, int]
 
 
 def read_graph(text: str) -> Symbol:
@@ -39,12 +42,31 @@ class Glorot(init.Xavier):
     Xavier; biases are 0 everywhere.
 
     Trap: Gluon draws into float32 only, and a network that was cast before its first batch fails.
+
+    Trap: what a layer has of its own goes before what `initialize` is given. This gives way to it.
     """
 
     def _init_weight(self, name: str, arr: mx.np.ndarray) -> None:
-        drawn = mx.np.empty(arr.shape)
-        super()._init_weight(name, drawn)
+        drawn, given = mx.np.empty(arr.shape), getattr(name, "global_init", None)
+        if given is None or isinstance(given, Glorot) or any(given is default for default in NOT_GIVEN):
+            super()._init_weight(name, drawn)
+        else:
+            given(init.InitDesc(name), drawn)
         arr[:] = drawn
+
+
+INITIALISED = (gluon.Block, gluon.ParameterDict, gluon.Parameter)
+NOT_GIVEN = [default for kind in INITIALISED for default in kind.initialize.__defaults__]
+
+
+def draw_with_first_images(net: gluon.Block) -> None:
+    """Leave every parameter without a value to the first forward pass, as Gluon does those of unknown shape.
+
+    Trap: after `initialize`, those of known shape are there for good, and another moves the rest alone.
+    """
+    for parameter in net.collect_params().values():
+        if not parameter._data:
+            parameter._deferred_init = (parameter.init, [mx.current_context()], Glorot(), None)
 
 
 class Conv2D(nn.Conv2D):
@@ -53,7 +75,8 @@ class Conv2D(nn.Conv2D):
     `padding` is "symmetric", kernel_size // 2 zeros on every side; "same"; or a number of zeros.
 
     Trap: TensorFlow and Flax pad "same" with as little as makes ⌈H / stride⌉ rows, the odd one below; Gluon
-    knows no such thing, and a hybridised block no shapes. Upside down it is symmetric, at strides 1 and 2.
+    knows no such thing, and a hybridised block no shapes. Upside down it is symmetric, at strides 1 and 2 of
+    kernels that reach over an odd number of pixels.
 
     Trap: on a CPU oneDNN lays float32 out in blocks of 16 channels, but of 4 or 8 for groups of so many. Its
     batch norm has no kernel for blocks of 4, nor for a mixture, and takes 100 times as long. So narrow groups
@@ -66,28 +89,43 @@ class Conv2D(nn.Conv2D):
     def __init__(
         self,
         channels: int,
-        kernel_size: int,
-        strides: int = 1,
-        padding: int | str = 0,
+        kernel_size: int | Pair,
+        strides: int | Pair = 1,
+        padding: int | Pair | str = 0,
+        dilation: int | Pair = 1,
         groups: int = 1,
         **options: Any,
     ) -> None:
-        if padding == "same" and strides > 2:
-            raise BadInput(f"padding 'same' at strides {strides} is beyond MXNet; give strides of 1 or 2")
-        pixels = kernel_size // 2 if isinstance(padding, str) else padding
+        check_padding(padding, zeros=True)
         if groups > 1:
             options.setdefault("in_channels", channels)
-        super().__init__(
-            channels, kernel_size, strides, pixels, groups=groups, weight_initializer=Glorot(), **options
-        )
-        self.turned = padding == "same" and strides > 1
+        options.setdefault("weight_initializer", Glorot())
+        zeros = 0 if isinstance(padding, str) else padding
+        super().__init__(channels, kernel_size, strides, zeros, dilation, groups, **options)
+        self.turned: list[int] = []  # axes
+        if padding == "symmetric":
+            self._kwargs["pad"] = tuple(size // 2 for size in self._kwargs["kernel"])
+        elif padding == "same":
+            self._pad_same(*(self._kwargs[name] for name in ("kernel", "stride", "dilate")))
+
+    def _pad_same(self, kernel: Pair, strides: Pair, dilation: Pair) -> None:
+        reach = [rate * (size - 1) + 1 for size, rate in zip(kernel, dilation, strict=True)]
+        for axis, pixels, stride in zip((2, 3), reach, strides, strict=True):
+            if pixels > 1 and (stride > 2 or pixels % 2 == 0):
+                raise BadInput(
+                    f"padding 'same' of a kernel over {pixels} pixels at strides {stride} is beyond MXNet; "
+                    "give an odd kernel and strides of 1 or 2"
+                )
+            if pixels > 1 and stride > 1:
+                self.turned.append(axis)
+        self._kwargs["pad"] = tuple(pixels // 2 for pixels in reach)
 
     def hybrid_forward(
         self, F: ModuleType, X: mx.np.ndarray, weight: mx.np.ndarray, bias: mx.np.ndarray | None = None
     ) -> mx.np.ndarray:
         if not self.turned:
             return self._convolve(F, X, weight, bias)
-        turn = partial(F.np.flip, axis=(2, 3))
+        turn = partial(F.np.flip, axis=tuple(self.turned))
         return turn(self._convolve(F, turn(X), turn(weight), bias))
 
     def _convolve(
@@ -110,7 +148,7 @@ class Conv2D(nn.Conv2D):
         """How many groups are to be one, where the weights lie as the block is traced."""
         weight, width = self.weight, self._channels // self._kwargs["num_group"]
         if (
-            not weight._data
+            not (weight._data or weight._deferred_init)
             or np.dtype(weight.dtype) != np.float32
             or weight.list_ctx()[0].device_type != "cpu"
         ):
@@ -124,8 +162,9 @@ class Conv2D(nn.Conv2D):
 class MaxPool2D(nn.MaxPool2D):
     """3×3 max-pool at stride 2 over (N, C, H, W); `padding`, of −∞, is "symmetric" or "same"."""
 
-    def __init__(self, padding: str = "symmetric") -> None:
-        super().__init__(pool_size=3, strides=2, padding=1)
+    def __init__(self, padding: str = "symmetric", **options: Any) -> None:
+        check_padding(padding)
+        super().__init__(pool_size=3, strides=2, padding=1, **options)
         self.turned = padding == "same"  # see Conv2D
 
     def hybrid_forward(self, F: ModuleType, X: mx.np.ndarray) -> mx.np.ndarray:
@@ -304,12 +343,25 @@ def BatchNorm(**options: Any) -> nn.BatchNorm:
 class TrainerOverWorkers(gluon.Trainer):
     """A trainer that takes the mean of the gradients over the workers, where there are several.
 
+    Gradients of several contexts add up, as Gluon's do.
+
     Trap: with a store of its own, Gluon's sends weights that may arrive after the first gradients.
+
+    Trap: of a network that has moved since, Gluon's moves the first contexts' weights alone.
     """
 
+    def __init__(self, parameters: list[gluon.Parameter], optimizer: mx.optimizer.Optimizer) -> None:
+        super().__init__(parameters, optimizer, update_on_kvstore=False)  # no store of one context
+
     def _allreduce_grads(self) -> None:
+        here = self._params[0].list_ctx()
+        if here != self._contexts:
+            raise BadInput(
+                f"the network has moved from {self._contexts} to {here}; make the trainer after that"
+            )
         store = Store.here
         if not store:
+            super()._allreduce_grads()
             return
         for i, parameter in enumerate(self._params):
             if parameter.grad_req != "null":
@@ -352,13 +404,15 @@ class SGD(mx.optimizer.SGD):
     its step without momentum, taken twice, is ours and quicker.
     """
 
-    def __init__(self, **options: float) -> None:
-        super().__init__(**options)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.aggregate_num = 0  # one parameter a call
 
     def update(self, index: int, weight: mx.nd.NDArray, grad: mx.nd.NDArray, state: mx.nd.NDArray) -> None:
         self._update_count(index)
         gradient = grad if self.rescale_grad == 1 else self.rescale_grad * grad
+        if self.clip_gradient:
+            gradient = mx.nd.clip(gradient, -self.clip_gradient, self.clip_gradient)
         if decay := self._get_wd(index):
             gradient = gradient + decay * weight
         velocity = gradient if state is None else state
@@ -372,15 +426,29 @@ class SGD(mx.optimizer.SGD):
                 velocity += gradient
             weight -= self._get_lr(index) * velocity
 
-    update_multi_precision = update
+    def update_multi_precision(
+        self, index: int, weight: mx.nd.NDArray, grad: mx.nd.NDArray, state: Any
+    ) -> None:
+        if self.multi_precision and weight.dtype == np.float16:
+            velocity, exact = state
+            self.update(index, exact, grad.astype(np.float32), velocity)
+            weight[:] = exact.astype(np.float16)
+        else:
+            self.update(index, weight, grad, state)
 
     def _get_lr(self, index: int) -> float:
         """Trap: under a Gluon Trainer, MXNet asks the parameters alone, and not what `set_lr_mult` was told.
 
         What is written into the parameters would outlive the optimizer.
         """
-        return super()._get_lr(index) * self.lr_mult.get(self.param_dict[index].name, 1.0)
+        return super()._get_lr(index) * self._told(self.lr_mult, index)
 
     def _get_wd(self, index: int) -> float:
         """The same of `set_wd_mult`."""
-        return super()._get_wd(index) * self.wd_mult.get(self.param_dict[index].name, 1.0)
+        return super()._get_wd(index) * self._told(self.wd_mult, index)
+
+    def _told(self, multipliers: dict[int | str, float], index: int) -> float:
+        """By name or by index; without a Gluon Trainer MXNet asks for itself."""
+        if index not in self.param_dict:
+            return 1.0
+        return multipliers.get(self.param_dict[index].name, multipliers.get(index, 1.0))

@@ -1,12 +1,13 @@
 """ResNet: a stem, stages of blocks, and a classifier (He et al. 2015, table 1)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mxnet.gluon import nn
 
 from common.architecture import Architecture, Block, published
 from resnet_mxnet.blocks import Residual, ResNeXtBlock
-from resnet_mxnet.layers import BatchNorm, Conv2D, Dense, MaxPool2D
+from resnet_mxnet.layers import BatchNorm, Conv2D, Dense, MaxPool2D, draw_with_first_images
 from resnet_mxnet.training import Classifier
 
 
@@ -18,20 +19,26 @@ class ResNet(Classifier):
             which says all there is to say and brings its own number of classes.
         lr: learning rate of the optimizer.
         num_classes: number of logits.
+        options: of any Gluon block, `prefix` and `params`.
     """
 
     def __init__(
-        self, arch: Sequence[tuple[int, int]] | Architecture, lr: float = 0.1, num_classes: int = 10
+        self,
+        arch: Sequence[tuple[int, int]] | Architecture,
+        lr: float = 0.1,
+        num_classes: int = 10,
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         self.arch = Architecture.of(arch, num_classes)
         self.lr = lr
-        self.net = nn.HybridSequential()
-        self.net.b1 = self.b1()
-        for k, blocks in enumerate(self.arch.blocks(), start=2):
-            setattr(self.net, f"b{k}", self.stage(blocks))
-        self.net.last = self.last()
-        self.initialize()
+        with self.name_scope():
+            self.net = nn.HybridSequential()
+            self.net.b1 = self.b1()
+            for k, blocks in enumerate(self.arch.blocks(), start=2):
+                setattr(self.net, f"b{k}", self.stage(blocks))
+            self.net.last = self.last()
+        draw_with_first_images(self)
 
     def b1(self) -> nn.HybridSequential:
         """The stem: (N, C, H, W) → (N, stem_channels, ⌈H/4⌉, ⌈W/4⌉)."""
@@ -60,8 +67,8 @@ class ResNet(Classifier):
 class Published(ResNet):
     """A network of a paper: that of the zoo which its class is named after."""
 
-    def __init__(self, lr: float = 0.1, num_classes: int = 10) -> None:
-        super().__init__(published(type(self), num_classes), lr)
+    def __init__(self, lr: float = 0.1, num_classes: int = 10, **options: Any) -> None:
+        super().__init__(published(type(self), num_classes), lr, **options)
 
 
 class ResNet18(Published):

@@ -2,11 +2,14 @@
 
 from contextlib import nullcontext
 from types import ModuleType
+from typing import Any
 
 from mxnet import autograd, gluon, np, npx
 from mxnet.gluon import nn
+from mxnet.symbol.numpy import _Symbol as Symbol
 
 import common.training
+from common.errors import BadInput
 from common.recipe import PLAIN, Recipe, with_smoothing
 from common.summary import layer_line
 from resnet_mxnet.layers import SGD, TrainerOverWorkers, exact_decay
@@ -21,8 +24,35 @@ class Classifier(nn.HybridBlock):
     net: nn.HybridSequential
     lr: float
 
+    def forward(self, X: np.ndarray) -> np.ndarray:
+        if not (npx.is_np_array() and isinstance(X, (np.ndarray, Symbol))):
+            raise BadInput(
+                f"images must be mx.np arrays, with mxnet.npx.set_np() called in this thread, not {type(X)}; "
+                "mx.np.array makes them"
+            )
+        return super().forward(X)
+
     def hybrid_forward(self, F: ModuleType, X: np.ndarray) -> np.ndarray:
         return self.net(X)
+
+    def load_parameters(self, filename: str, ctx: Any = None, *arguments: Any, **options: Any) -> None:
+        """Gluon's; a network that no images have met yet moves to `ctx`."""
+        if ctx is not None and not any(parameter._data for parameter in self.collect_params().values()):
+            self.collect_params().reset_ctx(ctx)
+        super().load_parameters(filename, ctx, *arguments, **options)
+
+    def summary(self, *inputs: np.ndarray) -> None:
+        """Gluon's, which refuses a hybridised network."""
+        blocks: list[nn.HybridBlock] = []
+        self.apply(blocks.append)
+        hybridised = [block for block in blocks if block._active]
+        for block in hybridised:
+            block._active = False
+        try:
+            super().summary(*inputs)
+        finally:
+            for block in hybridised:
+                block._active = True
 
     def activations(self, X: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs of b1, b2, …, last, with running statistics."""
@@ -40,13 +70,16 @@ class Classifier(nn.HybridBlock):
         return soft_cross_entropy(Y_hat, targets + label_smoothing / classes).mean()
 
     def configure_optimizers(self, recipe: Recipe = PLAIN) -> gluon.Trainer:
-        """SGD at the network's learning rate."""
-        parameters, last = self.collect_params(), self.net.last.collect_params()
+        """SGD at the network's learning rate; on several contexts gradients add up, as Gluon's do."""
+        last = self.net.last.collect_params()
+        # In the network's order, so that the trainer of another one loads what this one saves.
+        parameters = list((last if recipe.freeze else self.collect_params()).values())
         optimizer = SGD(learning_rate=self.lr, momentum=recipe.momentum, wd=recipe.weight_decay)
-        optimizer.set_lr_mult({name: recipe.lr_backbone for name in parameters if name not in last})
+        shares = {i: recipe.lr_backbone for i, p in enumerate(parameters) if p.name not in last}
+        optimizer.set_lr_mult(shares)
         if recipe.no_decay_norm:
-            optimizer.set_wd_mult({name: 0.0 for name, p in parameters.items() if len(p.shape) == 1})
-        return TrainerOverWorkers(last if recipe.freeze else parameters, optimizer, kvstore=None)
+            optimizer.set_wd_mult({i: 0.0 for i, p in enumerate(parameters) if len(p.shape) == 1})
+        return TrainerOverWorkers(parameters, optimizer)
 
     def layer_summary(self, X_shape: tuple[int, int, int, int]) -> None:
         """Print the output shape of each stage for images of shape (N, C, H, W)."""

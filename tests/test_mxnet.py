@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import pytest
 
 from common import load_backend
 from common.architecture import Architecture
-from tests.helpers import random_weights
+from common.recipe import Recipe
+from tests.helpers import one_line, random_weights
 
 SMALL = Architecture(stages=((1, 4), (2, 6)), num_classes=5, stem_channels=4)
 
@@ -100,7 +102,285 @@ def test_building_leaves_the_random_state(mx: Any) -> None:
     np.testing.assert_array_equal(draws(), expected)
 
 
+# As any Gluon block
+
+
+def structure(block: Any) -> list[str]:
+    """The names of its parameters without its own."""
+    names = list(block.collect_params())
+    assert all(name.startswith(block.prefix) for name in names)
+    return [name.removeprefix(block.prefix) for name in names]
+
+
+def values(net: Any) -> dict[str, np.ndarray]:
+    parameters = net._collect_params_with_prefix()
+    return {name: parameter.data(parameter.list_ctx()[0]).asnumpy() for name, parameter in parameters.items()}
+
+
+def test_names_do_not_count_what_the_process_made_before(mx: Any) -> None:
+    from resnet_mxnet import ResNet, ResNeXtBlock
+
+    bottlenecks = Architecture(((1, 4),), "resnext", groups=2, stem_channels=4)
+    for make in (partial(ResNet, SMALL), partial(ResNet, bottlenecks), partial(ResNeXtBlock, 8, 2, 1, True)):
+        nets = [make(), make(prefix="mine_"), make()]
+        assert nets[1].prefix == "mine_" and nets[0].prefix != nets[2].prefix
+        assert structure(nets[0]) == structure(nets[1]) == structure(nets[2])
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["prefixes in files", "save_parameters"])
+def test_gluons_files_are_those_of_another_network_of_the_process(
+    mx: Any, net: Any, saved: bool, tmp_path: Path
+) -> None:
+    from resnet_mxnet import ResNet
+
+    path, other = str(tmp_path / "net.params"), ResNet(SMALL)
+    if saved:
+        net.save_parameters(path)
+        other.load_parameters(path, mx.cpu(1))
+    else:
+        net.collect_params().save(path, strip_prefix=net.prefix)
+        other.collect_params().load(path, restore_prefix=other.prefix)
+    assert other.net.last.dense.weight.list_ctx() == [mx.cpu(1) if saved else mx.cpu(0)]
+    for name, array in values(other).items():
+        np.testing.assert_array_equal(array, values(net)[name])
+
+
+def test_parameters_are_shared_with_params(mx: Any) -> None:
+    from resnet_mxnet import ResNet
+
+    first = ResNet(SMALL)
+    second = ResNet(SMALL, params=first.collect_params())
+    first(mx.np.zeros((1, 1, 32, 32)))
+    pairs = zip(first.collect_params().values(), second.collect_params().values(), strict=True)
+    assert all(ours is theirs for ours, theirs in pairs)
+
+
+WAYS_TO_TWO_CONTEXTS = {
+    "initialize": lambda net, contexts: net.initialize(ctx=contexts),
+    "of the parameters": lambda net, contexts: net.collect_params().initialize(ctx=contexts),
+    "reset_ctx": lambda net, contexts: net.collect_params().reset_ctx(contexts),
+}
+
+
+@pytest.mark.parametrize("hybrid", [False, True], ids=["", "hybridised"])
+@pytest.mark.parametrize("way", WAYS_TO_TWO_CONTEXTS)
+def test_a_new_network_goes_where_it_is_told(mx: Any, way: str, hybrid: bool) -> None:
+    from resnet_mxnet import ResNet
+
+    net, contexts = ResNet(SMALL), [mx.cpu(0), mx.cpu(1)]
+    net.hybridize(hybrid)
+    WAYS_TO_TWO_CONTEXTS[way](net, contexts)
+    X = mx.np.random.uniform(size=(2, 1, 32, 32))
+    first, second = (net(X.copyto(context)) for context in contexts)
+    assert [first.ctx, second.ctx] == contexts
+    np.testing.assert_array_equal(first.asnumpy(), second.asnumpy())
+
+
+@pytest.mark.parametrize("drawn", [False, True], ids=["new", "drawn"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_initialize_draws_as_it_is_told(mx: Any, drawn: bool, dtype: str) -> None:
+    from resnet_mxnet import ResNet
+
+    net, X = ResNet(SMALL), mx.np.zeros((1, 1, 32, 32), dtype=dtype)
+    net.cast(dtype)
+    if drawn:
+        net(X)
+    net.initialize(mx.init.Constant(0.5), force_reinit=True)
+    net(X)
+    for name, array in values(net).items():
+        expected = {"weight": 0.5, "gamma": 1, "running_var": 1}.get(name.rpartition(".")[2], 0)
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_initialize_draws_from_glorots_unless_told_otherwise(mx: Any) -> None:
+    from resnet_mxnet import Residual
+
+    def largest(*initializer: Any) -> float:
+        block = Residual(4)
+        block.initialize(*initializer)
+        block(mx.np.zeros((1, 4, 6, 6)))
+        return float(np.abs(block.conv1.weight.data().asnumpy()).max())
+
+    assert 0.9 * np.sqrt(6 / 72) < largest() <= np.sqrt(6 / 72)
+    assert 0.06 < largest(mx.init.Uniform()) <= 0.07
+
+
+def batch(mx: Any, count: int = 4) -> tuple[Any, Any]:
+    return mx.np.random.uniform(size=(count, 1, 32, 32)), mx.np.array([1, 0, 3, 2][:count])
+
+
+def test_the_weights_on_several_contexts_stay_the_same(mx: Any, net: Any, tmp_path: Path) -> None:
+    """And where each has the same images, they are those of one context."""
+    from resnet_mxnet import ResNet
+
+    net.save_parameters(str(tmp_path / "net.params"))
+    X, Y = batch(mx)
+    found = []
+    for contexts in ([mx.cpu(0)], [mx.cpu(0), mx.cpu(1)]):
+        net = ResNet(SMALL)
+        net.load_parameters(str(tmp_path / "net.params"), ctx=contexts)
+        trainer = net.configure_optimizers(Recipe(momentum=0.9))
+        pairs = [(X.copyto(context), Y.copyto(context)) for context in contexts]
+        for _ in range(3):
+            with mx.autograd.record():
+                losses = [net.loss(net(images), labels) for images, labels in pairs]
+            mx.autograd.backward(losses)
+            trainer.step(len(contexts))
+        for context in contexts:
+            found.append(
+                {name: p.data(context).asnumpy() for name, p in net._collect_params_with_prefix().items()}
+            )
+    for name, expected in found[0].items():
+        for array in found[1:]:
+            np.testing.assert_array_equal(array[name], expected)
+
+
+def test_a_trainer_of_a_network_that_has_moved_is_one_line(mx: Any, net: Any) -> None:
+    trainer, contexts = net.configure_optimizers(), [mx.cpu(0), mx.cpu(1)]
+    net.collect_params().reset_ctx(contexts)
+    pairs = [[array.copyto(context) for array in batch(mx)] for context in contexts]
+    with mx.autograd.record():
+        losses = [net.loss(net(images), labels) for images, labels in pairs]
+    mx.autograd.backward(losses)
+    with pytest.raises(ValueError) as error:
+        trainer.step(2)
+    one_line(error, "has moved", "make the trainer")
+
+
+def test_a_trainers_states_are_those_of_another_network_of_the_process(
+    mx: Any, net: Any, tmp_path: Path
+) -> None:
+    from resnet_mxnet import ResNet
+    from resnet_mxnet.training import train_step
+
+    recipe = Recipe(momentum=0.9, weight_decay=0.1, lr_backbone=0.5, no_decay_norm=True)
+    X, Y = batch(mx)
+    trainer = net.configure_optimizers(recipe)
+    train_step(net, trainer, X, Y, recipe)
+    net.save_parameters(str(tmp_path / "net.params"))
+    trainer.save_states(str(tmp_path / "trainer.states"))
+    for _ in range(10):  # Gluon counts the networks of a process, and sorts 10 before 9
+        other = ResNet(SMALL)
+    other.load_parameters(str(tmp_path / "net.params"))
+    others = other.configure_optimizers(recipe)
+    others.load_states(str(tmp_path / "trainer.states"))
+    train_step(net, trainer, X, Y, recipe)
+    train_step(other, others, X, Y, recipe)
+    for name, array in values(other).items():
+        np.testing.assert_array_equal(array, values(net)[name])
+
+
+OPTIONS = {
+    "clip_gradient": {"clip_gradient": 1.0, "momentum": 0.9},
+    "clip_gradient, rescaled and decayed": {"clip_gradient": 0.3, "rescale_grad": 0.5, "wd": 0.1},
+    "lr_scheduler": {"lr_scheduler": True},
+    "multi_precision": {"multi_precision": True, "wd": 0.1},
+    "multi_precision and momentum": {"multi_precision": True, "momentum": 0.9},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("case", OPTIONS)
+def test_gluons_options_of_sgd_are_honoured(mx: Any, case: str, dtype: str) -> None:
+    """At one rate, or without momentum, MXNet's own step is the same but for rounding."""
+    from resnet_mxnet.layers import SGD
+
+    results = []
+    for kind in (SGD, mx.optimizer.SGD):
+        options: dict[str, Any] = dict(OPTIONS[case])
+        if "lr_scheduler" in options:
+            options["lr_scheduler"] = mx.lr_scheduler.FactorScheduler(2, 0.5)
+        parameter = mx.gluon.Parameter("weight", shape=(8,), dtype=dtype)
+        parameter.initialize(mx.init.One())
+        parameter.lr_mult, parameter.wd_mult = 0.5, 2.0
+        optimizer = kind(learning_rate=0.1, **options)
+        trainer = mx.gluon.Trainer([parameter], optimizer)
+        for i in range(4):
+            with mx.autograd.record():
+                loss = (parameter.data() * mx.np.arange(-4, 4, dtype=dtype) * (i + 1)).sum()
+            loss.backward()
+            trainer.step(1)
+        results.append(parameter.data().asnumpy())
+    ours, gluons = results
+    rounding = 1e-2 if dtype == "float16" else 1e-6
+    np.testing.assert_allclose(ours, gluons, rtol=rounding, atol=rounding)
+    assert np.abs(ours - 1).max() > 0.01
+
+
+def test_gluons_summary_is_of_a_wrapped_network_too(
+    mx: Any, net: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    X, _ = batch(mx)
+    net.summary(X)
+    expected = capsys.readouterr().out
+    model = load_backend("mxnet").wrap(net)
+    net.summary(X)
+    assert capsys.readouterr().out == expected
+    assert net._active
+    np.testing.assert_array_equal(model.predict(X.asnumpy()), net(X).asnumpy())
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+def test_a_symbol_block_imports_what_a_network_exports(mx: Any, padding: str, tmp_path: Path) -> None:
+    from resnet_mxnet import ResNet
+
+    net = ResNet(Architecture(((1, 8),), "resnext", groups=4, stem_channels=4, padding=padding))
+    net.hybridize()
+    X, _ = batch(mx)
+    expected = net(X).asnumpy()
+    net.export(str(tmp_path / "net"))
+    files = (str(tmp_path / f"net-{end}") for end in ("symbol.json", "0000.params"))
+    symbol, parameters = files
+    imported = mx.gluon.SymbolBlock.imports(symbol, ["data"], parameters)
+    np.testing.assert_array_equal(imported(X).asnumpy(), expected)
+
+
+@pytest.mark.parametrize("kind", ["mx.nd", "numpy", "symbol"])
+def test_arrays_that_are_not_of_mxnets_numpy_are_one_line(mx: Any, net: Any, kind: str) -> None:
+    shape = (1, 1, 32, 32)
+    given = {"mx.nd": mx.nd.zeros(shape), "numpy": np.zeros(shape), "symbol": mx.sym.var("data")}[kind]
+    with pytest.raises(ValueError) as error:
+        net(given)
+    one_line(error, "images must be mx.np arrays")
+
+
 # How it is computed
+
+
+@pytest.mark.parametrize(
+    ("kernel", "strides", "dilation"),
+    [(3, 2, 2), ((3, 1), 2, 1), ((1, 5), (1, 2), 1), (2, 2, 2), (1, 3, 1), (5, (2, 1), 1)],
+)
+def test_same_is_as_little_as_makes_every_window_whole(
+    mx: Any, kernel: Any, strides: Any, dilation: int
+) -> None:
+    """As Gluon's convolution of images with the zeros around them, to the bit: all are whole numbers."""
+    from resnet_mxnet.layers import Conv2D
+
+    X = np.random.default_rng(0).integers(0, 9, (2, 3, 8, 7)).astype("float32")
+    options = {"kernel_size": kernel, "strides": strides, "dilation": dilation}
+    ours, plain = Conv2D(2, padding="same", **options), mx.gluon.nn.Conv2D(2, **options)
+    zeros = []
+    for pixels, size, step in zip(X.shape[2:], plain._kwargs["kernel"], plain._kwargs["stride"], strict=True):
+        total = max((-(-pixels // step) - 1) * step + dilation * (size - 1) + 1 - pixels, 0)
+        zeros.append((total // 2, total - total // 2))
+    framed = np.pad(X, [(0, 0), (0, 0), *zeros])
+    outputs = []
+    for layer, images in ((ours, X), (plain, framed)):
+        layer.initialize()
+        layer(mx.np.array(images))
+        layer.weight.set_data(mx.np.arange(layer.weight.data().size).reshape(layer.weight.shape))
+        outputs.append(layer(mx.np.array(images)).asnumpy())
+    np.testing.assert_array_equal(*outputs)
+
+
+@pytest.mark.parametrize(("kernel", "strides"), [(2, 1), (4, 2), (3, 3), ((3, 2), 1)])
+def test_same_that_no_turning_makes_symmetric_is_one_line(mx: Any, kernel: Any, strides: int) -> None:
+    from resnet_mxnet.layers import Conv2D
+
+    with pytest.raises(ValueError) as error:
+        Conv2D(2, kernel, strides, "same")
+    one_line(error, "padding 'same'", "beyond MXNet", "give an odd kernel and strides of 1 or 2")
 
 
 def convolved(mx: Any, layer: Any, dtype: str, x: Any, weight: Any, bias: Any) -> list[Any]:
