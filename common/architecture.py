@@ -385,7 +385,7 @@ def check_padding(padding: Any, name: str = "padding", zeros: bool = False) -> N
     if zeros and (isinstance(padding, (tuple, list)) or _is_count(padding) or padding == 0):
         return
     raise BadInput(
-        f"{name} must be 'symmetric' or 'same'{', or a number of zeros' if zeros else ''}, not {padding!r}"
+        f"{name} must be 'symmetric' or 'same'{', or a number of zeros' if zeros else ''}, not {brief(padding)}"
     )
 
 

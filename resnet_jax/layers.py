@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax import numpy as jnp
 
-from common.architecture import Architecture, parts_of_groups
+from common.architecture import Architecture, check_padding, parts_of_groups
 
 # Trap: XLA takes three quarters of a GPU's memory at the start; another framework may need it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -116,6 +116,7 @@ def Conv(features: int, kernel_size: tuple[int, int], padding: int | str = 0, **
 
     Trap: Flax pads "SAME" by default, which at stride 2 on an even size is 0 before and 1 after.
     """
+    check_padding(padding, zeros=True)
     return nn.Conv(
         features,
         kernel_size,
@@ -181,6 +182,7 @@ class Sequential(nn.Module):
 
 def max_pool(X: Array, padding: str = "symmetric") -> Array:
     """3×3 max-pool at stride 2 over (N, H, W, C); `padding`, of −∞, is "symmetric" or "same"."""
+    check_padding(padding)
     return nn.max_pool(X, (3, 3), strides=(2, 2), padding="SAME" if padding == "same" else _pads((3, 3)))
 
 

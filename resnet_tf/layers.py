@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras import layers, ops
 from tensorflow import Tensor
 
-from common.architecture import parts_of_groups
+from common.architecture import check_padding, parts_of_groups
 
 # Trap: TensorFlow takes the whole GPU at the start; another framework may need some of it.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -65,6 +65,7 @@ class Conv2D(layers.Conv2D):
     """
 
     def __init__(self, filters: int, kernel_size: int, padding: int | str = 0, **options) -> None:
+        check_padding(padding, zeros=True)
         super().__init__(filters, kernel_size, padding="same" if padding == "same" else "valid", **options)
         self.border = padding
         if padding == "symmetric":
@@ -135,6 +136,7 @@ class MaxPool2D(layers.Layer):
     """
 
     def __init__(self, padding: str = "symmetric", **options: Any) -> None:
+        check_padding(padding)
         super().__init__(**options)
         self.border = padding
 

@@ -24,6 +24,8 @@ from common.errors import BadInput
 
 Size = int | tuple[int, int]  # one number for both, or height and width
 
+from common.architecture import check_padding
+
 
 def glorot_(weight: Tensor, bias: Tensor | None) -> None:
     """Trap: PyTorch draws weights from He uniform and their biases at random.
@@ -87,6 +89,7 @@ class Conv2d(nn.Conv2d):
         *args: Any,
         **options: Any,
     ) -> None:
+        check_padding(padding, zeros=True)
         same = padding == "same" and _pair(stride) != (1, 1)
         if padding == "symmetric":
             height, width = _pair(kernel_size)
@@ -254,6 +257,7 @@ class MaxPool2d(nn.MaxPool2d):
     """3×3 max-pool at stride 2 over (N, C, H, W); `padding`, of −∞, is "symmetric" or "same"."""
 
     def __init__(self, padding: str = "symmetric") -> None:
+        check_padding(padding)
         super().__init__(kernel_size=3, stride=2, padding=0 if padding == "same" else 1)
         self.same = padding == "same"
 

@@ -87,10 +87,13 @@ CHAPTER_CALLS = {
 def test_the_signatures_are_those_of_the_chapter(backend: str, name: str) -> None:
     """And what other networks of the name need comes after them.
 
-    In Flax the parameters are fields, and `training`, `dtype` and Flax's own come last.
+    In Flax the parameters are fields, and `training`, `dtype` and Flax's own come last; in Gluon, what any
+    block takes.
     """
     signature = inspect.signature(getattr(package(backend), name).__init__)
     own = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "self"]
+    if backend == "mxnet":
+        assert own.pop().kind is inspect.Parameter.VAR_KEYWORD
     if backend == "jax":
         assert [p.name for p in own[-4:]] == ["training", "dtype", "parent", "name"]
         assert [p.default for p in own[-4:-2]] == [True, None]
@@ -340,6 +343,77 @@ def test_max_pool_pads_with_less_than_any_value(backend: str, padding: str, abov
     framed = np.pad(X, [(0, 0), (0, 0), (above, 1), (left, 1)], constant_values=-np.inf)
     windows = sliding_window_view(framed, (3, 3), (2, 3))[:, :, ::2, ::2]
     np.testing.assert_array_equal(pooled(backend, X, padding), windows.max((4, 5)))
+
+
+def convolution(backend: str, channels: int, size: int, strides: int, padding: Any) -> Any:
+    """The layer alone, of square kernels."""
+    layers = import_module(f"{PACKAGES[backend]}.layers")
+    if backend == "torch":
+        return layers.LazyConv2d(channels, size, strides, padding)
+    if backend == "jax":
+        return layers.Conv(channels, (size, size), padding, strides=strides)
+    return layers.Conv2D(channels, kernel_size=size, strides=strides, padding=padding)
+
+
+def summed(backend: str, layer: Any, X: NDArray) -> NDArray:
+    """What a convolution of one channel with kernels of ones and no bias makes of images (N, C, H, W)."""
+    if backend == "torch":
+        import torch
+
+        layer(torch.from_numpy(X))
+        torch.nn.init.ones_(layer.weight)
+        return layer(torch.from_numpy(X)).detach().numpy()
+    if backend == "mxnet":
+        import mxnet
+
+        layer.initialize(mxnet.init.One())
+        return layer(mxnet.np.array(X)).asnumpy()
+    X = X.transpose(0, 2, 3, 1)
+    if backend == "jax":
+        import jax
+
+        parameters = layer.init(jax.random.key(0), X)["params"]
+        parameters["kernel"] = np.ones_like(parameters["kernel"])
+        return np.asarray(layer.apply({"params": parameters}, X)).transpose(0, 3, 1, 2)
+    layer.build(X.shape)
+    layer.kernel.assign(np.ones(layer.kernel.shape, "float32"))
+    return np.asarray(layer(X)).transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("padding", ["symmetric", "same", 2])
+def test_a_convolution_pads_as_it_is_told(backend: str, padding: Any, size: int, strides: int) -> None:
+    if (backend, padding, size) == ("mxnet", "same", 2):
+        with pytest.raises(ValueError) as error:
+            convolution(backend, 1, size, strides, padding)
+        one_line(error, "a kernel over 2 pixels", "give an odd kernel")
+        return
+    X = np.random.default_rng(0).integers(0, 9, (2, 3, 7, 6)).astype("float32")
+    zeros = []
+    for pixels in X.shape[2:]:
+        total = max((-(-pixels // strides) - 1) * strides + size - pixels, 0)
+        around = {"symmetric": size // 2, "same": total // 2}.get(padding, padding)
+        zeros.append((around, total - around if padding == "same" else around))
+    framed = np.pad(X, [(0, 0), (0, 0), *zeros])
+    windows = sliding_window_view(framed, (size, size), (2, 3))[:, :, ::strides, ::strides]
+    found = summed(backend, convolution(backend, 1, size, strides, padding), X)
+    np.testing.assert_array_equal(found, windows.sum((1, 4, 5))[:, None])
+
+
+@pytest.mark.parametrize("padding", ["valid", "SAME", "symetric", "", None, -1, 0.5])
+def test_an_unknown_padding_is_one_line_and_the_same_everywhere(backend: str, padding: Any) -> None:
+    with pytest.raises(ValueError) as error:
+        convolution(backend, 4, 3, 1, padding)
+    assert str(error.value) == (
+        f"padding must be 'symmetric' or 'same', or a number of zeros, not {padding!r}"
+    )
+    with pytest.raises(ValueError) as error:
+        shape_after(backend, package(backend).Residual(3, padding=padding), (4, 3, 6, 6))
+    one_line(error, f"padding must be 'symmetric' or 'same', or a number of zeros, not {padding!r}")
+    with pytest.raises(ValueError) as error:
+        pooled(backend, np.zeros((1, 1, 6, 6), "float32"), padding)
+    assert str(error.value) == f"padding must be 'symmetric' or 'same', not {padding!r}"
 
 
 STAGES = [
