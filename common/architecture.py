@@ -384,9 +384,8 @@ def check_padding(padding: Any, name: str = "padding", zeros: bool = False) -> N
         return
     if zeros and (isinstance(padding, (tuple, list)) or _is_count(padding) or padding == 0):
         return
-    raise BadInput(
-        f"{name} must be 'symmetric' or 'same'{', or a number of zeros' if zeros else ''}, not {brief(padding)}"
-    )
+    others = ", or a number of zeros" if zeros else ""
+    raise BadInput(f"{name} must be 'symmetric' or 'same'{others}, not {brief(padding)}")
 
 
 def parts_of_groups(groups: int, channels: int, most: int | None = None) -> int:

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import keras
@@ -18,6 +19,7 @@ from keras import layers, ops
 from tensorflow import Tensor
 
 from common.architecture import check_padding, parts_of_groups
+from common.errors import BadInput
 
 # Trap: TensorFlow takes the whole GPU at the start; another framework may need some of it.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -26,12 +28,15 @@ serializable = keras.saving.register_keras_serializable("resnet_tf")
 
 
 class Model(keras.Model):
-    """A Keras model that is saved with the arguments of its constructor, and with its precision.
+    """A Keras model that is saved with the arguments of its constructor, and with what its layers are set to.
 
     A class derived from it is registered under the package that defines it.
 
-    Trap: where a constructor needs an argument, Keras records none; where none, it records the defaults.
+    Trap: where a constructor needs an argument, Keras records none; where none, it records the defaults. Of
+    the layers within it records neither names, nor which are frozen, nor their precision.
     """
+
+    _state: tuple[str, ...] = ("name", "trainable")  # attributes that may change after the constructor
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -39,23 +44,64 @@ class Model(keras.Model):
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         model = super().__new__(cls, *args, **options)
-        _, *names = inspect.signature(cls.__init__).parameters
-        vars(model)["_arguments"] = dict(zip(names, args, strict=False)) | options
+        _, *positional = inspect.signature(cls.__init__).bind_partial(model, *args).arguments.items()
+        vars(model)["_arguments"] = dict(positional) | options
         return model
 
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make the variables of all layers, for inputs of this shape."""
+        self.compute_output_shape(input_shape)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return self.compute_output_spec(keras.KerasTensor(input_shape, self.compute_dtype)).shape
+
+    def compute_output_spec(self, *args: Any, **options: Any) -> keras.KerasTensor:
+        # Trap: by default Keras takes the output for one of the type that is computed in.
+        return keras.Operation.compute_output_spec(self, *args, **options)
+
     def get_config(self) -> dict[str, Any]:
-        return {**self._arguments, "dtype": self.dtype_policy.name}
+        """The constructor's arguments, as they were given, and what is set now."""
+        config = {name: getattr(self, name) for name in self._state}
+        config["dtype"] = keras.dtype_policies.serialize(self.dtype_policy)
+        config["sublayers"] = []
+        for layer in sublayers(self):
+            settings = {"name": layer.name, "trainable": layer.trainable}
+            if layer.dtype_policy != self.dtype_policy:
+                settings["dtype"] = keras.dtype_policies.serialize(layer.dtype_policy)
+            config["sublayers"].append(settings)
+        return self._arguments | config
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
         arguments = dict(config)
-        with precision(arguments.pop("dtype")):
-            return cls(**arguments)
+        settings = arguments.pop("sublayers", [])
+        bound = inspect.signature(cls.__init__).bind_partial(None)
+        state = {name: arguments.pop(name) for name in (*cls._state, "dtype") if name in arguments}
+        for name in bound.signature.parameters:
+            if name in state or name in arguments:
+                bound.arguments[name] = arguments.pop(name) if name in arguments else state[name]
+        with policy(state.pop("dtype", None)):
+            model = cls(*bound.args[1:], **bound.kwargs, **arguments)
+        for name, value in state.items():
+            setattr(model, name, value)
+        for layer, setting in zip(sublayers(model), settings, strict=False):
+            layer.name, layer.trainable = setting["name"], setting["trainable"]
+            if "dtype" in setting:
+                layer.dtype_policy = keras.dtype_policies.get(setting["dtype"])
+        return model
+
+
+def sublayers(layer: layers.Layer) -> Iterator[layers.Layer]:
+    """All layers within one, each before those within it; without the input that a `Sequential` is given."""
+    for inner in layer._flatten_layers(include_self=False, recursive=False):
+        if not isinstance(inner, layers.InputLayer):
+            yield inner
+            yield from sublayers(inner)
 
 
 @serializable
 class Conv2D(layers.Conv2D):
-    """Convolution over (N, H, W, C).
+    """Convolution over (N, H, W, C), whatever Keras is set to; `data_format` makes it one over (N, C, H, W).
 
     `padding` is "symmetric", kernel_size // 2 zeros on every side; Keras' "same"; or a number of zeros.
 
@@ -64,68 +110,109 @@ class Conv2D(layers.Conv2D):
     Keras draws from Glorot uniform and sets biases to 0, as the others are told to.
     """
 
-    def __init__(self, filters: int, kernel_size: int, padding: int | str = 0, **options) -> None:
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | tuple[int, int],
+        padding: int | str = 0,
+        data_format: str = "channels_last",
+        **options: Any,
+    ) -> None:
         check_padding(padding, zeros=True)
-        super().__init__(filters, kernel_size, padding="same" if padding == "same" else "valid", **options)
+        keras_padding = "same" if padding == "same" else "valid"
+        super().__init__(filters, kernel_size, padding=keras_padding, data_format=data_format, **options)
         self.border = padding
-        if padding == "symmetric":
-            padding = self.kernel_size[0] // 2
-        reach = [rate * (size - 1) for rate, size in zip(self.dilation_rate, self.kernel_size, strict=True)]
-        if self.strides == (1, 1) and reach == [2 * padding, 2 * padding]:
-            self.padding = "same"
-        self.zeros = layers.Identity(dtype=self.dtype_policy)
-        if padding and self.padding == "valid":
-            self.zeros = layers.ZeroPadding2D(padding, dtype=self.dtype_policy)
-
-    def call(self, X: Tensor) -> Tensor:
-        return super().call(self.zeros(X))
+        self.zeros = (0, 0)  # above and below, left and right
+        if padding != "same":
+            is_symmetric = padding == "symmetric"
+            self.zeros = tuple(size // 2 if is_symmetric else padding for size in self.kernel_size)
+            around = [2 * zeros for zeros in self.zeros]
+            reach = [
+                rate * (size - 1) for rate, size in zip(self.dilation_rate, self.kernel_size, strict=True)
+            ]
+            if self.strides == (1, 1) and reach == around:
+                self.padding, self.zeros = "same", (0, 0)
 
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        """Trap: TensorFlow convolves (N, C, H, W) on GPUs alone."""
+        if self.data_format == "channels_first":
+            return tf.transpose(self._convolve(tf.transpose(inputs, (0, 2, 3, 1)), kernel), (0, 3, 1, 2))
+        return self._convolve(inputs, kernel)
+
+    def _convolve(self, X: Tensor, kernel: Tensor) -> Tensor:
         """Groups put together into parts of 32 channels or more, with zeros between them in the kernels.
 
         Trap: TensorFlow has no gradient of a grouped convolution on a CPU; Keras leaves it to XLA, whose
         takes 1,000 times as long as PyTorch's.
         """
-        convolve = super().convolution_op
-        if self.groups == 1 or not runs_on_cpu(inputs):
-            return convolve(inputs, kernel)
+        if any(self.zeros):
+            X = tf.pad(X, [[0, 0], *([zeros, zeros] for zeros in self.zeros), [0, 0]])
+        convolve = partial(
+            ops.conv,
+            strides=self.strides,
+            padding=self.padding,
+            data_format="channels_last",
+            dilation_rate=self.dilation_rate,
+        )
+        if self.groups == 1 or not runs_on_cpu(X):
+            return convolve(X, kernel)
         (height, width, narrow, features), groups = kernel.shape, self.groups
         parts = parts_of_groups(groups, groups * narrow)
         each = groups // parts
         kernels = tf.reshape(kernel, (height, width, narrow, parts, each, features // groups))
-        kernels = tf.einsum("hwcpgf,Gg->phwGcgf", kernels, tf.eye(each, dtype=inputs.dtype))
+        kernels = tf.einsum("hwcpgf,Gg->phwGcgf", kernels, tf.eye(each, dtype=X.dtype))
         kernels = tf.reshape(kernels, (parts, height, width, each * narrow, features // parts))
-        pairs = zip(tf.split(inputs, parts, -1), tf.unstack(kernels), strict=True)
+        pairs = zip(tf.split(X, parts, -1), tf.unstack(kernels), strict=True)
         return tf.concat([convolve(X, kernel) for X, kernel in pairs], -1)
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return super().compute_output_shape(self.zeros.compute_output_shape(input_shape))
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        padded = list(input_shape)
+        begin = 2 if self.data_format == "channels_first" else 1
+        for axis, zeros in enumerate(self.zeros, start=begin):
+            padded[axis] = padded[axis] and padded[axis] + 2 * zeros
+        return super().compute_output_shape(tuple(padded))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "padding": self.border}
 
 
+def told(training: bool | None) -> dict[str, bool]:
+    """Trap: passed on, None tells Keras' layers to evaluate, even in a model that trains."""
+    return {} if training is None else {"training": training}
+
+
 @serializable
-class BatchNormalizationOverWorkers(layers.BatchNormalization):
+@keras.saving.register_keras_serializable("resnet_tf", "BatchNormalizationOverWorkers")  # in older files
+class BatchNormalization(layers.BatchNormalization):
     """Batch norm over the batch of all workers.
+
+    Trap: Keras adds 1e-3 to the variance, and its running statistics keep 0.99 of the old value.
 
     Trap: by itself each worker normalises its share of the batch, and is another network. Keras'
     `synchronized=True` computes E[x²] − E[x]², which cancels where the mean is large.
     """
 
+    def __init__(self, axis: int = -1, momentum: float = 0.9, epsilon: float = 1e-5, **options: Any) -> None:
+        super().__init__(axis, momentum, epsilon, **options)
+
+    def __call__(self, inputs: Tensor, training: bool | None = None, **options: Any) -> Tensor:
+        return super().__call__(inputs, **told(training), **options)
+
     def _moments(self, inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         worker = tf.distribute.get_replica_context()
+        if not worker or worker.num_replicas_in_sync == 1:
+            return super()._moments(inputs, mask)
         axes = self._reduction_axes
         mean = worker.all_reduce("MEAN", tf.reduce_mean(inputs, axes, keepdims=True))
         variance = worker.all_reduce("MEAN", tf.reduce_mean(tf.square(inputs - mean), axes))
         return tf.squeeze(mean, axes), variance
 
-
-def BatchNormalization(**options: Any) -> layers.BatchNormalization:
-    """Trap: Keras adds 1e-3 to the variance, and its running statistics keep 0.99 of the old value."""
-    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
-    kind = BatchNormalizationOverWorkers if several else layers.BatchNormalization
-    return kind(**{"momentum": 0.9, "epsilon": 1e-5, **options})
+    def load_own_variables(self, store: Any) -> None:
+        path = getattr(store, "_h5_entry_path", None)
+        if path and not store.keys():  # in older files of several workers, which name it by its class
+            stack, name, number = path.rpartition("batch_normalization")
+            store = store.get(f"{stack}{name}_over_workers{number}")
+        super().load_own_variables(store)
 
 
 @serializable
@@ -147,6 +234,10 @@ class MaxPool2D(layers.Layer):
         X = tf.pad(X, [[0, 0], [top, 1], [left, 1], [0, 0]], constant_values=-math.inf)
         return tf.nn.max_pool2d(X, 3, 2, "VALID")
 
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        count, height, width, channels = input_shape
+        return count, height and (height + 1) // 2, width and (width + 1) // 2, channels
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "padding": self.border}
 
@@ -160,58 +251,89 @@ class SGD(keras.optimizers.Optimizer):
 
     Trap: Keras' own keeps −lr · v, so that a new rate would act on old gradients too late; its weight decay
     acts beside the gradient, and without momentum; and its `ops.cast` rounds a Python float to float32,
-    even in a float64 model. Of several workers it adds the gradients up, where the loss is a mean.
+    even in a float64 model.
+
+    Raises:
+        ValueError: in a step of several workers with clipping, which each would do to its own share, or with
+            accumulated gradients.
     """
 
     def __init__(
         self,
         learning_rate: float,
         momentum: float = 0.0,
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
         no_decay_norm: bool = False,
         lr_backbone: float = 1.0,
         **options: Any,
     ) -> None:
         super().__init__(learning_rate, **options)
-        self.figures = {"momentum": momentum, "weight_decay": weight_decay}
+        self.figures = {"momentum": momentum, "weight_decay": weight_decay or 0.0}
         self.no_decay_norm, self.lr_backbone = no_decay_norm, lr_backbone
         # Variables, as the learning rate is, so that another value is no other program; None costs nothing.
         dtype = keras.config.floatx()
-        self.momentum = tf.Variable(momentum, trainable=False, dtype=dtype) if momentum else None
-        self.l2 = tf.Variable(weight_decay, trainable=False, dtype=dtype) if weight_decay else None
+        self.mu, self.l2 = (
+            tf.Variable(figure, trainable=False, dtype=dtype) if figure else None
+            for figure in self.figures.values()
+        )
+
+    @property
+    def momentum(self) -> float:
+        return self.figures["momentum"]
+
+    @momentum.setter
+    def momentum(self, momentum: float) -> None:
+        self._set("momentum", self.mu, momentum)
+
+    @property
+    def weight_decay(self) -> float:
+        return self.figures["weight_decay"]
+
+    @weight_decay.setter
+    def weight_decay(self, weight_decay: float | None) -> None:
+        if weight_decay is not None:  # as Keras' constructor has it
+            self._set("weight_decay", self.l2, weight_decay)
+
+    def _set(self, name: str, variable: tf.Variable | None, value: float) -> None:
+        if (variable is None) != (not value):
+            raise BadInput(f"SGD was made with {name} {self.figures[name]}; make another for {value}")
+        self.figures[name] = value
+        if variable is not None:
+            variable.assign(value)
 
     def build(self, variables: list[keras.Variable]) -> None:
         if not self.built:
             super().build(variables)
-            has_velocity = self.momentum is not None
+            has_velocity = self.mu is not None
             self.velocities = self.add_optimizer_variables(variables, "velocity") if has_velocity else []
             self.shares = [1.0 if "/last/" in v.path else self.lr_backbone for v in variables]  # of the rate
 
-    def apply(self, grads: Sequence[Tensor], trainable_variables: Any = None) -> None:
-        workers = tf.distribute.get_strategy().num_replicas_in_sync
-        if workers > 1:
-            grads = [gradient / workers for gradient in grads]
-        super().apply(grads, trainable_variables)
-
     def restart(self, momentum: float, weight_decay: float) -> None:
         """Begin anew from zero velocity; a figure that was above 0 may be another above 0."""
-        self.figures = {"momentum": momentum, "weight_decay": weight_decay}
-        if self.momentum is not None:
-            self.momentum.assign(momentum)
-        if self.l2 is not None:
-            self.l2.assign(weight_decay)
+        self.momentum, self.weight_decay = momentum, weight_decay
         for velocity in self.velocities:
             velocity.assign(tf.zeros_like(velocity))
+
+    def apply(self, grads: Sequence[Tensor], trainable_variables: Any = None) -> None:
+        options = ("clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps")
+        given = [name for name in options if getattr(self, name)]
+        if given and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            raise BadInput(f"SGD with {given[0]} is for one worker; leave it out, or train on one device")
+        super().apply(grads, trainable_variables)
+
+    def _apply_weight_decay(self, variables: list[keras.Variable]) -> None:
+        """It is in the gradient."""
 
     def update_step(self, gradient: Tensor, variable: tf.Variable, learning_rate: Tensor) -> None:
         rate = ops.cast(learning_rate, variable.dtype)
         if self.lr_backbone != 1:
             rate *= self.shares[self._get_variable_index(variable)]
-        if self.l2 is not None and not (self.no_decay_norm and len(variable.shape) == 1):
+        decays = not (self.no_decay_norm and len(variable.shape) == 1) and self._use_weight_decay(variable)
+        if self.l2 is not None and decays:
             gradient = gradient + tf.cast(self.l2, variable.dtype) * variable
-        if self.momentum is not None:
+        if self.mu is not None:
             velocity = self.velocities[self._get_variable_index(variable)].value
-            momentum = tf.cast(self.momentum, variable.dtype)
+            momentum = tf.cast(self.mu, variable.dtype)
             tf.raw_ops.ResourceApplyMomentum(
                 var=variable.handle, accum=velocity.handle, lr=rate, grad=gradient, momentum=momentum
             )
@@ -230,23 +352,32 @@ def runs_on_cpu(X: Tensor) -> bool:
     return "CPU" in (tf.identity(X).device or around)
 
 
+@contextmanager
+def policy(dtype: Any) -> Iterator[None]:
+    """Within, this thread's new layers have this policy of Keras', or what stands for one."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(keras.dtype_policies.get(dtype))
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 one_precision = threading.RLock()
 
 
 @contextmanager
-def precision(policy: str) -> Iterator[None]:
-    """Trap: Keras makes variables, the learning rate among them, in one global type; set it for a while.
+def precision(name: str) -> Iterator[None]:
+    """Trap: Keras makes an optimizer's learning rate in one global type; set it for a while.
 
     It is the whole process's: of two threads that set it at once, one would leave the other's behind.
     """
-    with one_precision:
-        before, floatx = keras.config.dtype_policy(), keras.config.floatx()
+    with one_precision, policy(name):
+        floatx = keras.config.floatx()
+        keras.config.set_floatx(keras.config.dtype_policy().variable_dtype)
         try:
-            keras.config.set_dtype_policy(policy)
-            keras.config.set_floatx(keras.config.dtype_policy().variable_dtype)
             yield
         finally:
-            keras.config.set_dtype_policy(before)
             keras.config.set_floatx(floatx)
 
 

@@ -1,12 +1,13 @@
 """ResNet: a stem, stages of blocks, and a classifier (He et al. 2015, table 1)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from keras import Sequential, layers
 
 from common.architecture import Architecture, Block, published
 from resnet_tf.blocks import Residual, ResNeXtBlock
-from resnet_tf.layers import BatchNormalization, Conv2D, MaxPool2D
+from resnet_tf.layers import BatchNormalization, Conv2D, MaxPool2D, policy
 from resnet_tf.training import Classifier
 
 
@@ -18,18 +19,24 @@ class ResNet(Classifier):
             which says all there is to say and brings its own number of classes.
         lr: learning rate of the optimizer.
         num_classes: number of logits.
+        options: `name`, `trainable` and `dtype`, as any model of Keras takes them.
     """
 
     def __init__(
-        self, arch: Sequence[tuple[int, int]] | Architecture, lr: float = 0.1, num_classes: int = 10
+        self,
+        arch: Sequence[tuple[int, int]] | Architecture,
+        lr: float = 0.1,
+        num_classes: int = 10,
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         self.arch = Architecture.of(arch, num_classes)
         self.lr = lr
-        self.net = Sequential([self.b1()])
-        for k, blocks in enumerate(self.arch.blocks(), start=2):
-            self.net.add(self.stage(f"b{k}", blocks))
-        self.net.add(self.last())
+        with policy(self.dtype_policy):
+            self.net = Sequential([self.b1()])
+            for k, blocks in enumerate(self.arch.blocks(), start=2):
+                self.net.add(self.stage(f"b{k}", blocks))
+            self.net.add(self.last())
 
     def b1(self) -> Sequential:
         """The stem: (N, H, W, C) → (N, ⌈H/4⌉, ⌈W/4⌉, stem_channels)."""
@@ -52,7 +59,10 @@ class ResNet(Classifier):
     def last(self) -> Sequential:
         """The classifier: (N, H, W, C) → (N, C) → (N, num_classes)."""
         return Sequential(
-            [layers.GlobalAveragePooling2D(), layers.Dense(self.arch.num_classes, name="dense")],
+            [
+                layers.GlobalAveragePooling2D(data_format="channels_last"),
+                layers.Dense(self.arch.num_classes, name="dense"),
+            ],
             name="last",
         )
 
@@ -60,8 +70,8 @@ class ResNet(Classifier):
 class Published(ResNet):
     """A network of a paper: that of the zoo which its class is named after."""
 
-    def __init__(self, lr: float = 0.1, num_classes: int = 10) -> None:
-        super().__init__(published(type(self), num_classes), lr)
+    def __init__(self, lr: float = 0.1, num_classes: int = 10, **options: Any) -> None:
+        super().__init__(published(type(self), num_classes), lr, **options)
 
 
 class ResNet18(Published):

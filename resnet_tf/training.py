@@ -6,13 +6,14 @@ from typing import Any, Self
 
 import keras
 import tensorflow as tf
+from keras import ops
 from tensorflow import Tensor
 
 import common.training
 from common.architecture import Architecture
 from common.recipe import PLAIN, Recipe, with_smoothing
 from common.summary import layer_line
-from resnet_tf.layers import SGD, Model, precision
+from resnet_tf.layers import SGD, Model, precision, told
 
 
 class Classifier(Model):
@@ -22,21 +23,27 @@ class Classifier(Model):
     net: keras.Sequential
     lr: float
 
-    def __init__(self) -> None:
-        super().__init__()
+    _state = (*Model._state, "lr")
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         del self.loss  # None until `compile`, and hides the method below
+        # Trap: in `fit`, Keras evaluates what has the chapter's `call(self, X)`.
+        self._call_has_training_arg = True
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config() | {"lr": self.lr}
-        return config | {"arch": json.loads(self.arch.to_json())} if "arch" in config else config
+        config = super().get_config()
+        architectures = {n: a for n, a in config.items() if isinstance(a, Architecture)}
+        return config | {name: json.loads(arch.to_json()) for name, arch in architectures.items()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        arch = {"arch": Architecture(**config["arch"])} if "arch" in config else {}
-        return super().from_config(config | arch)
+        architectures = {n: a for n, a in config.items() if isinstance(a, dict) and "stages" in a}
+        return super().from_config(config | {n: Architecture(**a) for n, a in architectures.items()})
 
-    def call(self, X: Tensor) -> Tensor:
-        return tf.cast(self.net(X), self.variable_dtype)  # logits in bfloat16 are coarse
+    def call(self, X: Tensor, training: bool | None = None) -> Tensor:
+        Y_hat = self.net(X, **told(training))
+        return ops.cast(Y_hat, self.variable_dtype)  # logits in bfloat16 are coarse
 
     def activations(self, X: Tensor) -> dict[str, Tensor]:
         """Outputs of b1, b2, …, last, with running statistics."""
@@ -92,8 +99,15 @@ def loss_and_gradients(
 
 
 def apply_gradients(model: Classifier, optimizer: SGD, freeze: str, *gradients: Tensor) -> None:
-    """One step of the optimizer, in place, with gradients in the order of the trained variables."""
-    optimizer.apply(gradients, trained_variables(model, freeze))
+    """One step of the optimizer, in place, with gradients in the order of the trained variables.
+
+    Trap: an optimizer of Keras adds up those of several workers, where the loss is a mean.
+    """
+    workers = tf.distribute.get_strategy().num_replicas_in_sync
+    if workers > 1:
+        gradients = tuple(gradient / workers for gradient in gradients)
+    scaled = [optimizer.scale_loss(gradient) for gradient in gradients]  # which `apply` undoes
+    optimizer.apply(scaled, trained_variables(model, freeze))
 
 
 def train_step(

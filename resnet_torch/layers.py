@@ -20,11 +20,10 @@ from torch.ao.quantization import fuser_method_mappings
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
+from common.architecture import check_padding
 from common.errors import BadInput
 
 Size = int | tuple[int, int]  # one number for both, or height and width
-
-from common.architecture import check_padding
 
 
 def glorot_(weight: Tensor, bias: Tensor | None) -> None:
