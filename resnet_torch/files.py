@@ -50,7 +50,7 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
     room = 4 * path.stat().st_size + (64 << 20)  # a tensor may be a view, as large as it likes, of one number
     for name, tensor in content.items():
         if not (isinstance(name, str) and isinstance(tensor, torch.Tensor)):
-            what = brief(name)
+            what = shown(name, 100) if isinstance(name, str) else brief(name)
             raise BadInput(f"{path} holds {what}, which is no tensor with a name; save model.state_dict()")
         room -= tensor.numel() * tensor.element_size()
         if room < 0:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("resnet_torch", "resnet_jax", "resnet_tf", "resnet_mxnet")
 # From the bottom up. A room stands on those of lower floors, and knows none beside it or above.
 FLOORS = (
+    {"reading"},
     {"errors", "timing"},
     {"architecture", "files", "processes"},
     {"layout", "weights"},

@@ -211,6 +211,8 @@ def download(directory: str | os.PathLike[str] | None = None) -> Path:
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
                 packed = response.read(MOST_BYTES)
+                if response.length:  # there is, or was to be, more
+                    raise http.client.IncompleteRead(packed, response.length)
         except (OSError, http.client.HTTPException) as error:
             raise BadInput(f"cannot download {url}: {getattr(error, 'reason', error)}; {remedy}") from None
         _unpack(packed, url, sha256, remedy)

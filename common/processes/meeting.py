@@ -231,7 +231,7 @@ def _report(
         answer = line.receive()
     if "wrong" in answer:
         raise BadInput(str(answer["wrong"]))
-    addresses = answer.get("addresses")
+    addresses: Any = answer.get("addresses")
     if not fits(addresses, list[str]) or len(addresses) != seat.workers:
         raise BadInput(f"what listens at {seat.coordinator} is no worker 0 of this run; choose another port")
     return Group(seat.rank, seat.workers, tuple(addresses)), {0: line}

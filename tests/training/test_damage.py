@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from common import load_checkpoint, training
+from common import initial_weights, load_checkpoint, training
 from common.cli.options import open_checkpoint
 from common.errors import BadInput, Stopped
 from common.training import curves
 from common.training.progress import show_runs
 from common.training.runs import Checkpoint, Position, Record, Run, read_history
 from common.training.settings import Settings
-from common.weights import Weights, tensors_sha256
+from common.weights import Weights, load_metadata, tensors_sha256, write_with_sums
 from tests.damage import flips
 from tests.helpers import one_line
 from tests.test_files import no_links
@@ -333,3 +333,44 @@ def test_files_of_two_checkpoints_are_not_taken_for_one(stopped: Path) -> None:
     _, checkpoint = Run.load(stopped)
     assert checkpoint and checkpoint.name == "previous"
     assert "do not belong together; going on from the one before" in checkpoint.warning
+
+
+POSITIONS = {
+    "nothing": "",
+    "a list": "[]",
+    "null": "null",
+    "text": '{"step": "3"}',
+    "below 0": '{"step": -1}',
+    "half a step": '{"step": 1.5}',
+    "true": '{"step": true}',
+    "another name": '{"steps": 3}',
+    "a name twice": '{"step": 1, "step": 2}',
+    "NaN": '{"seconds": NaN}',
+    "infinity": '{"loss_sum": 1e999}',
+    "thousands of digits": f'{{"step": {"9" * 5000}}}',
+    "depth": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("case", POSITIONS)
+def test_a_position_that_is_none_is_one_line(tmp_path: Path, case: str) -> None:
+    run = with_position(tmp_path / "run", POSITIONS[case])
+    with pytest.raises(BadInput) as error:
+        Run.load(run.folder)
+    one_line(error, "last.optimizer.safetensors is damaged")
+
+
+def test_a_position_far_away_costs_nothing(tmp_path: Path) -> None:
+    run = with_position(tmp_path / "run", '{"step": 1000000000000, "epoch": 1000000000000}')
+    _, checkpoint = Run.load(run.folder)
+    assert checkpoint and "has no line of step 1–1000000000000" in checkpoint.warning
+
+
+def with_position(folder: Path, text: str) -> Run:
+    """A run whose checkpoint says this of its position."""
+    run = Run.start(folder, settings("oracle", tiny_data()))
+    weights = initial_weights(run.arch)
+    run.save(weights, weights, Position())
+    state = folder / "last.optimizer.safetensors"
+    write_with_sums(state, weights, load_metadata(state) | {"position": text})
+    return run
