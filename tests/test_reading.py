@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.errors import BadInput, MissingFile, Stopped
-from common.reading import LARGEST, brief, check_fields, parse_json, read_file, read_json, shown, some
+from common.reading import (
+    LARGEST,
+    brief,
+    check_fields,
+    open_zip,
+    parse_json,
+    read_file,
+    read_json,
+    shown,
+    some,
+)
 from common.training.settings import Settings
 from tests.helpers import one_line
 
@@ -101,6 +112,30 @@ def test_only_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(11))
     with pytest.raises(ValueError, match="larger"):
         read_file(tmp_path / "large", 10)
+
+
+def packed(path: Path, *members: tuple[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_is_as_large_as_it_looks(tmp_path: Path) -> None:
+    with open_zip(packed(tmp_path / "good.zip", ("a", b"1"), ("b", bytes(1 << 20))), 2) as archive:
+        assert archive.namelist() == ["a", "b"]
+    bad = {
+        "'a' is there twice": packed(tmp_path / "twice.zip", ("a", b"1"), ("a", b"2")),
+        "packed too tightly": packed(tmp_path / "bomb.zip", ("a", bytes(70 << 20))),
+        "too many members": packed(tmp_path / "many.zip", *((f"{n:060}", b"") for n in range(10_000))),
+        "no complete zip": tmp_path / "cut.zip",
+    }
+    bad["no complete zip"].write_bytes((tmp_path / "many.zip").read_bytes()[:-30])
+    for words, path in bad.items():
+        with pytest.raises(ValueError) as error, open_zip(path, 2):
+            pass
+        one_line(error, words)
 
 
 UNSEEN = {

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -594,6 +595,12 @@ def quantised(path: Path) -> None:
     torch.save({FC: torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)}, path)
 
 
+def member_twice(path: Path) -> None:
+    torch.save({FC: torch.ones(3, 3)}, path)
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(archive.namelist()[0], b"")
+
+
 def cut(path: Path) -> None:
     torch.save(tensors_of(BOTTLENECK), path)
     path.write_bytes(path.read_bytes()[:-4000])
@@ -605,6 +612,11 @@ BAD_PICKLES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (cut, "not a complete PyTorch file"),
     "a tensor": (lambda path: torch.save(torch.ones(3), path), "holds Tensor, not a state dict"),
     "a number": (lambda path: torch.save({"epoch": 3}, path), "holds epoch, which is no tensor"),
+    "a view of one number": (
+        lambda path: torch.save({FC: torch.ones(1).expand(10**5, 10**5)}, path),
+        "a view larger than the file",
+    ),
+    "a member twice": (member_twice, "is there twice"),
     "a tensor without a name": (lambda path: torch.save({3: torch.ones(3)}, path), "holds 3, which is no"),
     "a whole model": (lambda path: torch.save(model_of(BASIC), path), "nothing in it was run"),
     "quantised": (quantised, f"{FC} (torch.qint8"),
