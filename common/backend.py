@@ -55,12 +55,17 @@ def array_type(dtype: str) -> str:
 def given(values: ArrayLike, what: str) -> NDArray:
     """What a caller gave, as an array that has no mask; `ValueError` where there is no such array."""
     if np.ma.is_masked(values):
-        raise BadInput(f"{what} are masked, and a network knows no mask; fill them first: x.filled(0)")
+        raise BadInput(f"{what} must have no mask; fill what is masked first, with its filled(0)")
     try:
         return np.asarray(values)
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise BadInput(f"{what} must be an array, or what NumPy makes one of: {reason}") from None
+
+
+def all_given(arrays: Mapping[str, ArrayLike]) -> Weights:
+    """`given` of each."""
+    return {name: given(array, name) for name, array in arrays.items()}
 
 
 def owned(array: NDArray, dtype: str) -> NDArray:
@@ -140,7 +145,7 @@ class Model(ABC):
             ValueError: unless names and shapes are exactly the architecture's and all is finite; within
                 `averaged`.
         """
-        arrays = self._arrays(check_weights(self.arch, weights))
+        arrays = self._arrays(check_weights(self.arch, all_given(weights)))
         with self._turn():
             self._check_not_averaged("no weights are loaded", "load them")
             was_new, recipe = self._is_new, self._recipe
@@ -354,7 +359,7 @@ class Model(ABC):
         velocities = {n: shape for n, shape in shapes.items() if recipe.momentum and recipe.trains(n)}
         averages = {f"ema.{n}": shape for n, shape in shapes.items() if recipe.ema}
         try:
-            arrays = self._arrays(check_tensors(velocities | averages, state))
+            arrays = self._arrays(check_tensors(velocities | averages, all_given(state)))
         except BadInput as error:
             raise BadInput(f"the optimizer's state does not fit; {error}") from None
         with self._turn():

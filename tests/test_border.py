@@ -163,7 +163,7 @@ NO_IMAGES: dict[str, tuple[Callable[[NDArray], Any], str]] = {
     "objects": (lambda x: x.astype(object), "must be numbers, not object"),
     "complex": (lambda x: x.astype(complex), "must be numbers, not complex128"),
     "dates": (lambda x: x.astype("datetime64[s]"), "must be numbers, not datetime64[s]"),
-    "masked": (lambda x: np.ma.masked_less(x, 0.5), "images are masked"),
+    "masked": (lambda x: np.ma.masked_less(x, 0.5), "images must have no mask"),
     "ragged": (lambda x: [x[0], x[1, :1]], "images must be an array"),
     "nothing": (lambda x: None, "must be numbers, not object"),
 }
@@ -182,7 +182,7 @@ NO_LABELS: dict[str, tuple[Any, str]] = {
     "beyond all": ([0, 1, 2**70], "whole numbers"),
     "objects": (np.array([0, 1, 2], object), "whole numbers"),
     "true and false": (np.array([True, False, True]), "whole numbers"),
-    "masked": (np.ma.masked_equal([0, 1, 2], 1), "labels are masked"),
+    "masked": (np.ma.masked_equal([0, 1, 2], 1), "labels must have no mask"),
     "ragged": ([[0], [1, 2]], "labels must be an array"),
 }
 
@@ -192,6 +192,13 @@ def test_what_are_no_labels_is_refused(model: Any, batch: tuple, case: str) -> N
     y, words = NO_LABELS[case]
     refused(lambda: model.loss_and_gradients(batch[0], y), words)
     refused(lambda: model.train_step(batch[0], y, 0.1), words)
+    assert same(model.weights(), random_weights(SMALL))
+
+
+def test_weights_with_a_mask_are_refused(model: Any) -> None:
+    weights = random_weights(SMALL)
+    weights["last.bias"] = np.ma.masked_less(weights["last.bias"], 0.1)
+    refused(lambda: model.load_weights(weights), "last.bias must have no mask")
     assert same(model.weights(), random_weights(SMALL))
 
 
@@ -278,6 +285,7 @@ class Mine(Exception):
     """A user's own error."""
 
 
+@pytest.mark.core_in("torch", "mxnet", "jax")
 def test_a_loss_of_ones_own_that_raises_has_changed_nothing(backend: str, device: str, batch: tuple) -> None:
     """After the pass through the network, and before the optimizer."""
     fails = []
@@ -454,6 +462,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.core_in("torch", "mxnet")
 @pytest.mark.parametrize("way", COPIES)
 def test_a_copy_of_a_wrapped_network_is_another(backend: str, device: str, batch: tuple, way: str) -> None:
     net, model = own_network(backend, device)
@@ -478,7 +487,7 @@ def test_a_copy_of_a_compiled_network_is_another(
     import torch
 
     monkeypatch.setattr("shutil.which", lambda name: name)
-    monkeypatch.setattr(torch, "compile", lambda call, **options: call)
+    monkeypatch.setattr(torch, "compile", lambda call, **options: lambda *images: call(*images))
     net, model = own_network("torch", "cpu")
     model.compile()
     x, _ = random_batch(SMALL, 2, 32, 32)
