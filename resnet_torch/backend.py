@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import cache
 from threading import RLock
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -32,6 +33,9 @@ from resnet_torch.training import (
     update_average,
 )
 
+# Trap: PyTorch counts the programs of all networks together, and gives up at the ninth.
+COMPILED: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "recompile_limit": 64}
+OWN_PROGRAMS = 4  # shapes with one each, which is quickest: batches and a last one, to train and to validate
 PATIENCE = timedelta(seconds=60)  # with workers that have met, and now join
 drawing = RLock()  # the random state is the process's: two that keep it at once would lose it
 
@@ -77,6 +81,8 @@ class Model(contract.Model):
         self._stages = self._net.activations
         self._has_moved = False
         self._called = self._net if net is None else net  # as its user has compiled it
+        self._is_compiled = False
+        self._shapes: set[torch.Size] = set()  # with a program of their own; all others share one
 
     @staticmethod
     def network(net: nn.Module) -> ResNet:
@@ -92,8 +98,9 @@ class Model(contract.Model):
         compiler = torch._inductor.config.cpp.cxx[-1]
         if self.device == "cpu" and not shutil.which(compiler):
             raise BadInput(f"torch.compile needs a C++ compiler; install {compiler}, or do without compile")
-        self._net.compile(fullgraph=True, dynamic=False)
-        self._stages = torch.compile(self._net.activations, fullgraph=True, dynamic=False)
+        self._is_compiled = True
+        self._net.compile(**COMPILED)
+        self._stages = torch.compile(self._net.activations, **COMPILED)
 
     @torch.no_grad()
     def _load_weights(self, weights: Weights) -> None:
@@ -193,7 +200,12 @@ class Model(contract.Model):
 
     def _images_in(self, x: NDArray) -> Tensor:
         """(N, C, H, W), in the network's layout."""
-        return self._tensor(x).to(memory_format=self._layout)
+        X = self._tensor(x).to(memory_format=self._layout)
+        if self._is_compiled and len(self._shapes) < OWN_PROGRAMS:
+            self._shapes.add(X.shape)
+        if X.shape in self._shapes:
+            torch._dynamo.mark_static(X)
+        return X
 
     def _tensor(self, array: NDArray) -> Tensor:
         tensor = torch.tensor(array, device="cpu")  # a copy: `from_numpy` shares memory

@@ -212,14 +212,18 @@ class BatchNorm2d(nn.BatchNorm2d):
             by_batch = self.training or (mean is None and var is None)
             return F.batch_norm(X, mean, var, self.weight, self.bias, by_batch, new, self.eps)
         # Trap: PyTorch's running variance takes n/(n - 1) times the batch variance the output uses.
-        unbiased = torch.zeros_like(var)
+        unbiased: Tensor | None = torch.zeros_like(var)
+        moved: Tensor | None = mean
+        n = X.numel() // X.size(1)
+        if n == 1 and torch.compiler.is_compiling():  # the compiler would divide by n - 1
+            mean.lerp_(X.detach().mean((0, 2, 3)).to(mean.dtype), new)
+            moved, unbiased = None, None
         # The functional form, because the layer refuses one value a channel; the others take it.
         Y = torch.batch_norm(
-            X, self.weight, self.bias, mean, unbiased, True, new, self.eps, torch.backends.cudnn.enabled
+            X, self.weight, self.bias, moved, unbiased, True, new, self.eps, torch.backends.cudnn.enabled
         )
-        n = X.numel() // X.size(1)
         var.mul_(1 - new)
-        if n > 1:  # of one value the biased variance is 0, the other is none
+        if n > 1 and unbiased is not None:  # of one value the biased variance is 0, the other is none
             var.add_(unbiased, alpha=(n - 1) / n)
         return Y
 

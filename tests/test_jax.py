@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,7 @@ from common.recipe import Recipe
 from tests.helpers import ROUNDING, SINGLE, built, deviation, random_batch, random_weights
 
 SMALL = Architecture(stages=((1, 4), (1, 6)), stem_channels=4)
+BOTTLENECK = Architecture(((1, 4), (1, 8)), "resnext", stem_channels=4, groups=2)
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +144,71 @@ def test_flaxs_transforms_leave_the_layers_their_order(package: ModuleType, tran
     expected, variables = Network(Sequential).init_with_output(jax.random.key(0), X)
     found = Network(getattr(nn, transform)(Sequential)).apply(variables, X)
     assert deviation(found, expected) <= SINGLE
+
+
+# One truth about the classes
+
+STAGES = ((1, 4), (1, 6))
+FIVE, THREE = (replace(SMALL, num_classes=n) for n in (5, 3))
+
+
+@pytest.mark.parametrize(
+    ("new", "classes"),
+    [
+        (lambda p: p.ResNet(STAGES), 10),
+        (lambda p: p.ResNet(STAGES, num_classes=7), 7),
+        (lambda p: p.ResNet(FIVE), 5),
+        (lambda p: p.ResNet(STAGES).clone(num_classes=7), 7),
+        (lambda p: p.ResNet(FIVE).clone(training=False), 5),
+        (lambda p: p.ResNet(FIVE).clone(num_classes=10), 10),
+        (lambda p: p.ResNet(FIVE).clone(arch=THREE), 3),
+        (lambda p: p.ResNet(FIVE).clone(arch=STAGES), 5),
+        (lambda p: p.ResNet(FIVE).clone(arch=THREE, num_classes=7), 7),
+        (lambda p: replace(p.ResNet(STAGES, num_classes=7), arch=FIVE), 5),
+        (lambda p: replace(p.ResNet(FIVE), num_classes=np.int64(7)), 7),
+        (lambda p: copy.deepcopy(p.ResNet(FIVE)), 5),
+        (lambda p: pickle.loads(pickle.dumps(p.ResNet(FIVE))).clone(num_classes=7), 7),
+        (lambda p: p.ResNet18(num_classes=5).clone(num_classes=7), 7),
+        (lambda p: p.ResNet18(), 10),
+    ],
+)
+def test_what_a_network_says_of_its_classes_is_what_it_has(
+    package: ModuleType, new: Callable[[ModuleType], Any], classes: int
+) -> None:
+    net = new(package)
+    bound = net.bind({})
+    assert (net.num_classes, net.arch.num_classes, bound.net.layers["last"].layers["dense"].features) == (
+        (classes,) * 3
+    )
+    assert net == net.clone() and hash(net) == hash(net.clone())
+
+
+# Over an axis
+
+
+@pytest.mark.parametrize("arch", [SMALL, BOTTLENECK], ids=["residual", "resnext"])
+def test_batch_norm_goes_over_an_axis_by_name(package: ModuleType, arch: Architecture) -> None:
+    """In training; what each part of the batch gives is what the whole one would, statistics too."""
+    import jax
+
+    whole, parts = package.ResNet(arch), package.ResNet(arch, axis_name="batch")
+    X = np.random.default_rng(0).random((2, 2, 32, 32, 1), "float32")
+    variables = jax.jit(parts.init)(jax.random.key(0), X[0])
+
+    def apply(net: Any, X: Any) -> Any:
+        return net.apply(variables, X, mutable=["batch_stats"])
+
+    expected, statistics = jax.jit(partial(apply, whole))(X.reshape(4, 32, 32, 1))
+    found, own = jax.jit(jax.vmap(partial(apply, parts), axis_name="batch"))(X)
+    assert deviation(found.reshape(expected.shape), expected) <= SINGLE
+    for leaf, other in zip(leaves(own), leaves(statistics), strict=True):
+        assert deviation(leaf, np.stack([other] * 2)) <= SINGLE
+
+
+def test_under_the_contract_the_axis_is_the_batch(package: ModuleType) -> None:
+    x, y = random_batch(SMALL, 2, 32, 32)
+    plain, named = (load_backend("jax").wrap(package.ResNet(SMALL, axis_name=n)) for n in (None, "batch"))
+    assert plain.train_step(x, y, lr=0.1) == named.train_step(x, y, lr=0.1)
 
 
 # Variables

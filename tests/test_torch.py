@@ -418,7 +418,9 @@ def test_pytorchs_tools_take_the_network(torch: Any, any_net: Any, tool: str, tr
     net = any_net.train(training)
     take: dict[str, Callable[[Any], Any]] = {
         "fx": torch.fx.symbolic_trace,
-        "export": lambda net: torch.export.export(net, (torch.rand(3, 1, 32, 32),)).module(),
+        "export": lambda net: torch.export.export(
+            net, (torch.rand(4, 1, 32, 32),), dynamic_shapes=[{0: torch.export.Dim("N")}]
+        ).module(),
         "script": torch.jit.script,
         "deepcopy": copy.deepcopy,
     }
@@ -558,6 +560,56 @@ def test_the_compiler_takes_a_network_as_one_graph(torch: Any, arch: Architectur
     for mode in (net.train(), net.eval()):
         found = torch._dynamo.explain(mode)(X)
         assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+@pytest.fixture
+def programs(torch: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What `build(compile=True)` traces from now on, and does not compile."""
+    from resnet_torch import backend
+
+    found = []
+
+    def keep(program: Any, inputs: Any) -> Any:
+        found.append(program)
+        return program
+
+    monkeypatch.setitem(backend.COMPILED, "backend", keep)
+    return found
+
+
+def test_a_compiled_model_takes_any_number_of_batch_sizes(torch: Any, programs: list[Any]) -> None:
+    """The first four have programs of their own, and keep them; those after the fifth share one."""
+    arch = Architecture(((1, 4),), stem_channels=4, num_classes=5)
+    compiled, plain = (load_backend("torch").build(arch, compile=c) for c in (True, False))
+    counts = []
+    for size in (4, 1, 8, 2, 16, 9, 7, 3, 4, 8):
+        x, y = random_batch(arch, size, 32, 32)
+        assert deviation(compiled.predict(x), plain.predict(x)) <= SINGLE
+        assert compiled.train_step(x, y, 0.01) == pytest.approx(plain.train_step(x, y, 0.01), rel=SINGLE)
+        counts.append(len(programs) // 2)  # to predict, and to train
+    assert counts == [1, 2, 3, 4, 5, *[6] * 5]
+
+
+def test_any_number_of_models_are_compiled_in_one_process(torch: Any, programs: list[Any]) -> None:
+    for channels in range(1, 11):
+        arch = Architecture(((1, channels),), stem_channels=channels)
+        model = load_backend("torch").build(arch, compile=True)
+        assert model.predict(random_batch(arch, 2, 32, 32)[0]).shape == (2, 10)
+        assert len(programs) == channels
+
+
+def test_a_compiled_model_trains_on_one_pixel(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where batch norm has one value a channel; all that is compiled but the C++."""
+    from resnet_torch import backend
+
+    monkeypatch.setitem(backend.COMPILED, "backend", "aot_eager_decomp_partition")
+    arch = Architecture(((1, 4), (1, 6)), stem_channels=4)
+    x, y = random_batch(arch, 1, 5, 5)
+    compiled, plain = (load_backend("torch").build(arch, "float64", compile=c) for c in (True, False))
+    for _ in range(2):
+        found, expected = (model.train_step(x, y, 0.1) for model in (compiled, plain))
+        assert deviation(found, expected) <= ROUNDING
+    assert deviation(compiled.weights(), plain.weights()) <= ROUNDING
 
 
 @pytest.mark.deep  # minutes of a C++ compiler
