@@ -351,7 +351,11 @@ class Architecture:
 
 def _is_count(value: Any) -> bool:
     """Whether this is a whole number from 1 up, of Python or NumPy."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+    return _is_whole(value) and int(value) > 0
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _check_count(name: str, value: Any) -> int:
@@ -382,7 +386,7 @@ def check_padding(padding: Any, name: str = "padding", zeros: bool = False) -> N
     """Raise `ValueError` unless this is "symmetric" or "same"; or, with `zeros`, how many to put around."""
     if isinstance(padding, str) and padding in PADDINGS:
         return
-    if zeros and (isinstance(padding, (tuple, list)) or _is_count(padding) or padding == 0):
+    if zeros and (isinstance(padding, (tuple, list)) or (_is_whole(padding) and padding >= 0)):
         return
     others = ", or a number of zeros" if zeros else ""
     raise BadInput(f"{name} must be 'symmetric' or 'same'{others}, not {brief(padding)}")

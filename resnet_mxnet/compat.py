@@ -91,7 +91,7 @@ class _Text(metaclass=_IsText):
     Trap: MXNet hands its operators' arguments on as text, and NumPy 2 writes (4,) as "(np.int64(4),)".
     """
 
-    def __new__(cls, value: object) -> str:  # type: ignore[misc]
+    def __new__(cls, value: object) -> str:
         text = str(value)
         return str(_plain(value)) if "np." in text else text
 

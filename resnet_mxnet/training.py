@@ -36,9 +36,10 @@ class Classifier(nn.HybridBlock):
         return self.net(X)
 
     def load_parameters(self, filename: str, ctx: Any = None, *arguments: Any, **options: Any) -> None:
-        """Gluon's; a network that no images have met yet moves to `ctx`."""
-        if ctx is not None and not any(parameter._data for parameter in self.collect_params().values()):
-            self.collect_params().reset_ctx(ctx)
+        """Gluon's; what waits for the first images moves to `ctx`."""
+        for parameter in self.collect_params().values():
+            if ctx is not None and parameter._deferred_init:
+                parameter.reset_ctx(ctx)
         super().load_parameters(filename, ctx, *arguments, **options)
 
     def summary(self, *inputs: np.ndarray) -> None:

@@ -401,7 +401,7 @@ def test_a_convolution_pads_as_it_is_told(backend: str, padding: Any, size: int,
     np.testing.assert_array_equal(found, windows.sum((1, 4, 5))[:, None])
 
 
-@pytest.mark.parametrize("padding", ["valid", "SAME", "symetric", "", None, -1, 0.5])
+@pytest.mark.parametrize("padding", ["valid", "SAME", "symetric", "", None, -1, 0.0, True])
 def test_an_unknown_padding_is_one_line_and_the_same_everywhere(backend: str, padding: Any) -> None:
     with pytest.raises(ValueError) as error:
         convolution(backend, 4, 3, 1, padding)
