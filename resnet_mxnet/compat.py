@@ -113,19 +113,25 @@ def _give_to_mxnet() -> None:
             setattr(module, name, own)
     for name in ("_ctypes.ndarray", "_ctypes.symbol", "symbol.symbol", "io.io", "kvstore.base"):
         vars(modules[f"mxnet.{name}"])["str"] = _Text
+    _give_to_gluons_files(modules)
+
+
+def _give_to_gluons_files(modules: dict[str, ModuleType]) -> None:
+    """Trap: `save_parameters` knows MXNet's NumPy interface; `collect_params().save` and `load` do not."""
+    mx, block = modules["mxnet"], vars(modules["mxnet.gluon.block"])
+    load_json = block["load_json"]
+
+    def load_symbol(text: str) -> Any:
+        symbol = load_json(text)
+        return symbol.as_np_ndarray() if mx.npx.is_np_array() else symbol
+
+    def file_function(name: str) -> Callable[..., Any]:
+        return lambda *arguments: getattr(mx.npx if mx.npx.is_np_array() else mx.nd, name)(*arguments)
+
     arrays = ModuleType("ndarray")
-    vars(arrays).update(vars(modules["mxnet.ndarray"]), save=_files("save"), load=_files("load"))
+    vars(arrays).update(vars(mx.nd), save=file_function("save"), load=file_function("load"))
     vars(modules["mxnet.gluon.parameter"])["ndarray"] = arrays
-
-
-def _files(name: str) -> Callable[..., Any]:
-    """Trap: `save_parameters` knows both of MXNet's interfaces, `collect_params().save` the older alone."""
-
-    def function(*arguments: Any) -> Any:
-        mx = sys.modules["mxnet"]
-        return getattr(mx.npx if mx.npx.is_np_array() else mx.nd, name)(*arguments)
-
-    return function
+    block["load_json"] = load_symbol
 
 
 # Trap: MXNet halves the OpenMP threads of the whole process, PyTorch's too, unless it is told a number.

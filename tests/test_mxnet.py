@@ -127,20 +127,42 @@ def test_names_do_not_count_what_the_process_made_before(mx: Any) -> None:
         assert structure(nets[0]) == structure(nets[1]) == structure(nets[2])
 
 
-@pytest.mark.parametrize("saved", [False, True], ids=["prefixes in files", "save_parameters"])
+WAYS_THROUGH_FILES = {
+    "save_parameters": (
+        lambda net, path: net.save_parameters(path),
+        lambda net, path: net.load_parameters(path),
+    ),
+    "of the parameters": (
+        lambda net, path: net.collect_params().save(path, strip_prefix=net.prefix),
+        lambda net, path: net.collect_params().load(path, restore_prefix=net.prefix),
+    ),
+    "save": (lambda net, path: net.save(path), lambda net, path: net.load(path)),
+}
+
+
+@pytest.mark.parametrize("hybrid", [False, True], ids=["", "hybridised"])
+@pytest.mark.parametrize("way", WAYS_THROUGH_FILES)
 def test_gluons_files_are_those_of_another_network_of_the_process(
-    mx: Any, net: Any, saved: bool, tmp_path: Path
+    mx: Any, net: Any, way: str, hybrid: bool, tmp_path: Path
 ) -> None:
     from resnet_mxnet import ResNet
 
-    path, other = str(tmp_path / "net.params"), ResNet(SMALL)
-    if saved:
-        net.save_parameters(path)
-        other.load_parameters(path, mx.cpu(1))
-    else:
-        net.collect_params().save(path, strip_prefix=net.prefix)
-        other.collect_params().load(path, restore_prefix=other.prefix)
-    assert other.net.last.dense.weight.list_ctx() == [mx.cpu(1) if saved else mx.cpu(0)]
+    X, other = mx.np.random.uniform(size=(2, 1, 32, 32)), ResNet(SMALL)
+    net.hybridize(hybrid)
+    expected = net(X).asnumpy()
+    save, load = WAYS_THROUGH_FILES[way]
+    save(net, str(tmp_path / "net"))
+    load(other, str(tmp_path / "net"))
+    np.testing.assert_allclose(other(X).asnumpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_are_loaded_where_one_says(mx: Any, net: Any, tmp_path: Path) -> None:
+    from resnet_mxnet import ResNet
+
+    net.save_parameters(str(tmp_path / "net.params"))
+    other = ResNet(SMALL)
+    other.load_parameters(str(tmp_path / "net.params"), mx.cpu(1))
+    assert {p.list_ctx()[0] for p in other.collect_params().values()} == {mx.cpu(1)}
     for name, array in values(other).items():
         np.testing.assert_array_equal(array, values(net)[name])
 
