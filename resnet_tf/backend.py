@@ -60,8 +60,8 @@ class Model(contract.Model):
             self._net = net or ResNet(arch)
             self._net(tf.zeros((1, 32, 32, arch.in_channels), self.dtype))  # one image makes the variables
         self._variables = {name: _variable(self._net, name) for name in arch.parameter_shapes()}
-        self._predict_graph = tf.function(partial(self._net, training=False))
-        self._activations_graph = tf.function(self._net.activations)
+        self._predict_graph = tf.function(partial(self._net, training=False), reduce_retracing=True)
+        self._activations_graph = tf.function(self._net.activations, reduce_retracing=True)
         self._statistics = [variable for name, variable in self._variables.items() if is_statistic(name)]
         self._statistics_graph = tf.function(lambda: [tf.identity(v.value) for v in self._statistics])
         self._gradients_graph = self._shared(partial(loss_and_gradients, self._net))
@@ -183,8 +183,10 @@ class Model(contract.Model):
         """A compiled function that knows of the other workers, if there are any."""
         strategy = self._strategy
         if not strategy:
-            return tf.function(function)
-        return tf.function(lambda *arrays, **options: strategy.run(function, arrays, options))
+            return tf.function(function, reduce_retracing=True)
+        return tf.function(
+            lambda *arrays, **options: strategy.run(function, arrays, options), reduce_retracing=True
+        )
 
     def _run(self, graph: Callable[..., Any], *arrays: NDArray, **options: Any) -> Any:
         """Call a compiled function where the model is: TensorFlow prefers a GPU wherever there is one."""

@@ -103,7 +103,8 @@ def sublayers(layer: layers.Layer) -> Iterator[layers.Layer]:
 class Conv2D(layers.Conv2D):
     """Convolution over (N, H, W, C), whatever Keras is set to; `data_format` makes it one over (N, C, H, W).
 
-    `padding` is "symmetric", kernel_size // 2 zeros on every side; Keras' "same"; or a number of zeros.
+    `padding` is "symmetric", kernel_size // 2 zeros on every side; Keras' "same"; or a number of zeros, or
+    one for the height and one for the width.
 
     Trap: Keras' "same" at stride 2 on an even size pads 0 before and 1 after. At stride 1 it is these
     zeros, and saves a copy of the images.
@@ -122,16 +123,13 @@ class Conv2D(layers.Conv2D):
         keras_padding = "same" if padding == "same" else "valid"
         super().__init__(filters, kernel_size, padding=keras_padding, data_format=data_format, **options)
         self.border = padding
-        self.zeros = (0, 0)  # above and below, left and right
-        if padding != "same":
-            is_symmetric = padding == "symmetric"
-            self.zeros = tuple(size // 2 if is_symmetric else padding for size in self.kernel_size)
-            around = [2 * zeros for zeros in self.zeros]
-            reach = [
-                rate * (size - 1) for rate, size in zip(self.dilation_rate, self.kernel_size, strict=True)
-            ]
-            if self.strides == (1, 1) and reach == around:
-                self.padding, self.zeros = "same", (0, 0)
+        if padding == "symmetric":
+            padding = tuple(size // 2 for size in self.kernel_size)
+        # above and below, left and right
+        self.zeros = layers.ZeroPadding2D(0 if padding == "same" else padding).padding
+        reach = [rate * (size - 1) for rate, size in zip(self.dilation_rate, self.kernel_size, strict=True)]
+        if self.strides == (1, 1) and self.zeros == tuple((n // 2, n - n // 2) for n in reach):
+            self.padding, self.zeros = "same", ((0, 0), (0, 0))
 
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         """Trap: TensorFlow convolves (N, C, H, W) on GPUs alone."""
@@ -145,8 +143,8 @@ class Conv2D(layers.Conv2D):
         Trap: TensorFlow has no gradient of a grouped convolution on a CPU; Keras leaves it to XLA, whose
         takes 1,000 times as long as PyTorch's.
         """
-        if any(self.zeros):
-            X = tf.pad(X, [[0, 0], *([zeros, zeros] for zeros in self.zeros), [0, 0]])
+        if any(map(sum, self.zeros)):
+            X = tf.pad(X, [(0, 0), *self.zeros, (0, 0)])
         convolve = partial(
             ops.conv,
             strides=self.strides,
@@ -169,7 +167,7 @@ class Conv2D(layers.Conv2D):
         padded = list(input_shape)
         begin = 2 if self.data_format == "channels_first" else 1
         for axis, zeros in enumerate(self.zeros, start=begin):
-            padded[axis] = padded[axis] and padded[axis] + 2 * zeros
+            padded[axis] = padded[axis] and padded[axis] + sum(zeros)
         return super().compute_output_shape(tuple(padded))
 
     def get_config(self) -> dict[str, Any]:
@@ -350,6 +348,9 @@ def runs_on_cpu(X: Tensor) -> bool:
     with tf.init_scope():
         around = tf.constant(0.0).device
     return "CPU" in (tf.identity(X).device or around)
+
+
+one_precision = threading.RLock()
 
 
 @contextmanager
