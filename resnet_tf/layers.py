@@ -115,7 +115,7 @@ class Conv2D(layers.Conv2D):
         self,
         filters: int,
         kernel_size: int | tuple[int, int],
-        padding: int | str = 0,
+        padding: int | str | tuple[int, int] = 0,
         data_format: str = "channels_last",
         **options: Any,
     ) -> None:
