@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from common.reading import shown
@@ -12,9 +12,11 @@ class BadInput(ValueError):
     """Bad input: the message says what is wrong and what to do, in one line whatever names are in it.
 
     Attributes:
+        exit_code: of the command; 1 where the question was right and the machine, or the answer, is not.
         resumable: whether it cut a training run short that can be resumed.
     """
 
+    exit_code = 2
     resumable = False
 
     def __str__(self) -> str:
@@ -58,5 +60,7 @@ def telling_how_to_resume(how: str) -> Iterator[None]:
 
 def end_process(why: str) -> NoReturn:
     """End this process with a line, exit code 1, though its other threads wait where no exception reaches."""
-    os.write(2, f"{shown(why)}\n".encode())
+    with suppress(OSError):  # nobody may be there to read it
+        os.write(2, f"{shown(why)}
+".encode())
     os._exit(1)

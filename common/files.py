@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import re
 import secrets
+import sys
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from common.errors import BadInput
 
@@ -29,7 +33,8 @@ def write_atomically(
         ValueError: if the folder is missing or cannot be written, or the disk is full.
     """
     path = Path(path)
-    content = content.encode() if isinstance(content, str) else content
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")  # a file's name may be no Unicode
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as file:
@@ -99,12 +104,93 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise BadInput(f"cannot write to the folder {path}: {error.strerror}; choose another one") from None
+        raise cannot_write(path, error, "to the folder ") from None
     return path
 
 
-def cannot_write(path: Path, error: OSError) -> BadInput:
-    """The line for a file that cannot be written."""
+def cannot_write(path: Path, error: OSError, what: str = "") -> BadInput:
+    """The line for a file that cannot be written; where the disk is full or broken, the exit code is 1."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "make room" if full else "make it writable or choose another place"
-    return BadInput(f"cannot write {path}: {error.strerror or error}; {remedy}")
+    line = BadInput(f"cannot write {what}{path}: {error.strerror or error}; {remedy}")
+    if full or error.errno == errno.EIO:
+        line.exit_code = 1
+    return line
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what writes of these files left that were killed; nobody may be writing them now."""
+    left = re.compile(rf"\.({'|'.join(map(re.escape, names))})\.[0-9a-f]{{8}}")
+    for path in folder.iterdir():
+        if left.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[str]:
+    """Hold a lock, if nobody has it; gives who does, "" where it is this process.
+
+    The file is there only while the lock is held. A lock ends with its process, however that ends; the file
+    that may be left then is in nobody's way. On a file system without locks everybody gets it.
+
+    Raises:
+        ValueError: if the folder cannot be written.
+    """
+    own = f"process {os.getpid()} on {platform.node()}"
+    while True:
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(path.open("a+b", buffering=0))
+                is_own = _lock(file.fileno())
+            except OSError as error:
+                raise cannot_write(path, error) from None
+            if not is_own:
+                file.seek(0)
+                said = file.read(300).decode(errors="replace")
+                yield said if re.fullmatch(r"process \d+ on [\w.-]+", said) else "another process"
+                return
+            if not _is_at(file, path):  # who had it has removed it
+                continue
+            with suppress(OSError):  # on a full disk nobody learns who has it
+                file.truncate(0)
+                file.write(own.encode())
+            try:
+                yield ""
+            finally:
+                with suppress(OSError):
+                    path.unlink()
+        break
+    if sys.platform == "win32":  # which removes no open file
+        with suppress(OSError):
+            path.unlink()
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed; returns whether nobody else has."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # past the text, for a byte that is locked cannot be read
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # some network file systems
+            raise
+    return True

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from common import files
 from common.errors import BadInput
-from common.files import give_second_name, output_folder, write_atomically
+from common.files import give_second_name, locked, output_folder, write_atomically
 from tests.helpers import one_line
 
 
@@ -147,3 +148,60 @@ def test_new_folders_outlast_a_power_cut(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "fsync", note)
     folder = output_folder(tmp_path / "runs" / "first")
     assert {tmp_path.stat().st_ino, folder.parent.stat().st_ino} <= set(synced)
+
+
+def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with locked(path) as other:
+        assert other == ""
+        with locked(path) as holder:
+            assert holder.startswith(f"process {os.getpid()} on ")
+        assert path.exists()
+    assert not path.exists()
+    with locked(path) as other:
+        assert other == ""
+
+
+def test_a_lock_that_was_removed_as_it_was_opened_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had it unlinks the file: what another has open then holds nobody off."""
+    path = tmp_path / ".lock"
+    lock, tries = files._lock, []
+
+    def late(descriptor: int) -> bool:
+        tries.append(descriptor)
+        if len(tries) == 1:
+            path.unlink()
+        return lock(descriptor)
+
+    monkeypatch.setattr(files, "_lock", late)
+    with locked(path) as first, locked(path) as second:
+        assert first == "" and second.startswith("process")
+    assert len(tries) == 3
+
+
+def test_what_else_stands_in_a_lock_is_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with locked(path):
+        path.write_bytes(b"\x1b]0;process 1 on host\n")
+        with locked(path) as other:
+            assert other == "another process"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_where_there_are_no_locks_all_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with locked(tmp_path / ".lock") as first, locked(tmp_path / ".lock") as second:
+        assert first == second == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_no_unicode_is_written_with_escapes(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", "caf\udce9\n")
+    assert (tmp_path / "file").read_text() == "caf\\udce9\n"
