@@ -37,7 +37,8 @@ def convert(
 ) -> None:
     """Take a checkpoint of another library's ResNet, or take one of ours there.
 
-    The architecture is read off the tensors, and a tensor that has no place in it is an error.
+    The architecture is read off the tensors, and a tensor that has no place in it is an error. Exits with 0,
+    with 1 if --prove finds another network, 2 if it cannot be done.
     """
     from common.data import imagenet
     from common.interop import convert as converting
@@ -69,7 +70,9 @@ def convert(
             if prove and to is None:
                 metadata["proof"] = proving.prove(found.family, found.arch, weights, source)
         except BadInput as error:
-            raise BadInput(str(error) if str(source) in str(error) else f"{source}: {error}") from None
+            if str(source) not in str(error):
+                error.args = (f"{source}: {error}",)
+            raise
 
         said = {"inference_only": found.inference_only, "rounded": found.rounded}
         metadata |= {name: text for name, text in said.items() if text}

@@ -56,9 +56,11 @@ def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
         found.append(f"{off:.1e} at {height}×{width}")
     off_by = " and ".join(found)
     if failed:
-        raise BadInput(
+        error = BadInput(
             f"not proven: the logits are off by {off_by} from those of {family}'s own network{failed[0]}"
         )
+        error.exit_code = 1
+        raise error
     python = ".".join(map(str, sys.version_info[:3]))
     return (
         f"logits within {off_by} of {family}'s own network in {logits.dtype}; "

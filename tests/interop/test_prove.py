@@ -123,6 +123,27 @@ def test_nothing_is_written_where_nothing_is_proven(
     assert not dest.exists()
 
 
+def test_the_command_exits_with_1_where_the_proof_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, ours = tmp_path / "model.safetensors", tmp_path / "ours.safetensors"
+    save_file({n: torch.from_numpy(a) for n, a in state(model_of("timm basic")).items()}, path)
+    converted(capsys, path, ours, "--from", "timm")
+    classes = SOURCES["timm basic"][2].num_classes
+    monkeypatch.setattr(
+        "common.backend.Backend.own_network", lambda *_: lambda x: np.zeros((len(x), classes))
+    )
+    for arguments in (
+        (path, tmp_path / "proven.safetensors", "--from", "timm", "--prove"),
+        (ours, tmp_path / "theirs.safetensors", "--to", "timm", "--prove"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            convert(*arguments)
+        assert stop.value.code == 1
+        said = capsys.readouterr().err
+        assert "not proven: the logits are off by" in said and said.count("\n") == 1
+
+
 def test_what_a_class_does_not_load_is_one_line(tmp_path: Path) -> None:
     found = from_family(state(model_of("transformers basic")))
     path = tmp_path / "model.safetensors"
