@@ -139,8 +139,10 @@ def _keeping_to(cores: set[int] | None) -> Iterator[None]:
 
 def _settle(log: Path, speaks: bool) -> None:
     """Send output to a file: frameworks greet at length."""
+    from common.processes.output import open_output  # not at the top: the watcher runs this file alone
+
     if speaks:  # Python goes on with the terminal; libraries in C++ write to 1
-        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+        sys.stdout = open_output(os.dup(1), sys.stdout.encoding, line_buffering=True)
     with log.open("r+b") as sink:
         for descriptor in (1, 2):
             os.dup2(sink.fileno(), descriptor)

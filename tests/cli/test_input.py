@@ -145,6 +145,29 @@ def test_bad_input_to_train(stopped: Path, tmp_path: Path, arguments: list[str],
     assert written(stopped) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", ""], ["--out", "it is empty; name a file or a folder"]),
+        (["--out=", "--resume"], ["--out", "it is empty"]),
+        (["--data", ""], ["--data", "it is empty"]),
+        (["--weights", ""], ["--weights", "it is empty"]),
+        (["--out", "file"], ["cannot write to the folder file: File exists"]),
+        (["--out", "link"], ["cannot write to the folder link: File exists"]),
+        (["--out", "file/run"], ["cannot write to the folder file/run: Not a directory"]),
+        (["--out", "."], [". is no run and not empty (file, link)"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") and len(value) < 3 else "",
+)
+def test_a_folder_that_cannot_be_a_runs_is_refused(
+    tmp_path: Path, small: str, arguments: list[str], words: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    refused(words, "train", small, "--backend", "oracle", *SHORT, *arguments, folder=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
+
+
 def written(folder: Path) -> dict[str, tuple[int, int, int]]:
     """By this one sees that a file was written, or renamed to, without reading it."""
     return {
