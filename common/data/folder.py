@@ -107,7 +107,8 @@ class ImageFolder(DataModule):
             raise BadInput(unknown("normalize", str(normalize), ("imagenet", "none")))
         check_whole("num_workers", num_workers, 0)
         self.normalize, self.skip_bad, self.num_workers = normalize, skip_bad, num_workers
-        train, val, self.val_share = find_split(Path(root), val_share)
+        self.root = Path(root)
+        train, val, self.val_share = find_split(self.root, val_share)
         self.skipped: dict[str, str] = {}
         if skip_bad:
             (train, in_train), (val, in_val) = without_bad(train), without_bad(val)
@@ -122,6 +123,13 @@ class ImageFolder(DataModule):
 
     def check_channels(self, channels: int) -> None:
         self._preparation(channels).check()
+
+    def check_apart(self, folder: Path) -> None:
+        if folder.resolve().is_relative_to(self.root.resolve()):
+            raise BadInput(
+                f"{folder} is inside the folder of images {self.root}, and would be taken for a class; "
+                "choose a folder outside"
+            )
 
     def check(self) -> None:
         if not self.skip_bad:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from common.data.pipeline import Batch, check_augment, check_size, check_whole, count_batches
@@ -97,6 +98,9 @@ class DataModule(ABC):
 
     def check_channels(self, channels: int) -> None:  # noqa: B027  (Fashion-MNIST's grey fits all)
         """Raise `ValueError` unless images can be had in so many channels."""
+
+    def check_apart(self, folder: Path) -> None:  # noqa: B027  (only image folders take in what lies there)
+        """Raise `ValueError` if what is written to a folder would lie among the images."""
 
     def check(self) -> None:  # noqa: B027  (what there is to do, image folders override)
         """Look at every image before training begins.

@@ -26,7 +26,8 @@ class WorkerLost(RuntimeError):
 def launch(workers: int, function: Callable[..., Any], *args: Any) -> Any:
     """What `function(seat, *args)` returns in worker 0, run in so many processes that share out the cores.
 
-    Only worker 0 writes on the terminal. SIGINT and SIGTERM go to all. When one fails, the rest are ended.
+    Only worker 0 writes on the terminal. SIGINT, SIGTERM and SIGHUP go to all. When one fails, the rest are
+    ended.
 
     Raises:
         WorkerLost: if one died, or its framework failed.
@@ -87,22 +88,33 @@ def _kill(pids: Sequence[int]) -> None:
             os.killpg(pid, signal.SIGKILL)  # with what the worker started itself
 
 
+def hangs_up() -> bool:
+    """Whether the end of its terminal is to end this process: not under nohup, nor on Windows."""
+    return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+
+
 @contextmanager
 def _passing_on_signals(pids: Sequence[int]) -> Iterator[None]:
-    """Hand SIGINT and SIGTERM on to all workers, which finish their step and save; a second ends them."""
+    """Hand SIGINT, SIGTERM and SIGHUP on to all workers, which finish their step and save.
+
+    A second SIGINT or SIGTERM ends them.
+    """
     if threading.current_thread() is not threading.main_thread():  # only that one may hear signals
         yield
         return
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for each in before:
-            signal.signal(each, signal.default_int_handler)
-        os.write(1, FINISHING)
+            again = signal.default_int_handler if each in (signal.SIGINT, signal.SIGTERM) else signal.SIG_IGN
+            signal.signal(each, again)
+        with suppress(OSError):  # the terminal may be gone
+            os.write(1, FINISHING)
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    before = {each: signal.signal(each, pass_on) for each in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up() else [])]
+    before = {each: signal.signal(each, pass_on) for each in numbers}
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,12 +23,23 @@ from common.backend import Model
 from common.data import Batch, DataModule, FashionMNIST
 from common.errors import BadInput, Stopped
 from common.oracle import softmax_cross_entropy
-from common.pages import say
 from common.processes.group import ALONE, Group
-from common.processes.launcher import FINISHING
+from common.processes.launcher import FINISHING, hangs_up
 from common.training import curves
-from common.training.progress import Progress, show_runs
-from common.training.runs import Checkpoint, Follower, Position, Record, Run, is_finished, is_run
+from common.training.events import Events, check_tensorboard
+from common.training.progress import Progress, Terminal, show_runs
+from common.training.runs import (
+    Checkpoint,
+    Follower,
+    Position,
+    Record,
+    Run,
+    held,
+    is_finished,
+    is_run,
+    kept,
+    read_settings,
+)
 from common.training.schedules import learning_rate
 from common.training.settings import Settings
 from common.weights import tensors_sha256
@@ -94,7 +105,9 @@ def train(
 ) -> tuple[Model, Run]:
     """Train a model in a new run, or go on with one, to the end of its last epoch.
 
-    A first SIGINT or SIGTERM ends the run after the step it is in, with a checkpoint; a second at once.
+    A first SIGINT, SIGTERM or SIGHUP ends the run after the step it is in, with a checkpoint; a second SIGINT
+    or SIGTERM at once. Of a finished run only the curves are drawn again. No other process can train in the
+    folder meanwhile.
 
     Args:
         build: makes the model of a backend, once all that needs no framework has been checked.
@@ -111,27 +124,37 @@ def train(
         check_tensorboard()
     check_fits(Architecture.from_json(settings.architecture), data)
     data.check()
+    _check_folder(folder, data, resume)
     checkpoint = None
     kind = Follower if group.rank else Run
+    with nullcontext() if group.rank else held(folder):
+        if resume:
+            run, checkpoint = kind.resume(folder, settings)
+        else:
+            run = kind.start(folder, settings)
+        try:
+            model = build(settings.backend)
+        except BadInput:
+            if not resume:
+                run.discard()
+            raise
+        training = _Training(model, data, run, checkpoint, tensorboard)
+        try:
+            training.go()
+        except BadInput as error:
+            is_there = is_run(run.folder)
+            cut_short = BadInput(f"{error}; {kept(run.folder)}{'' if is_there else '; start a new run'}")
+            cut_short.exit_code, cut_short.resumable = 1, is_there
+            raise cut_short from None
+        return model, run
+
+
+def _check_folder(folder: str | os.PathLike[str], data: DataModule, resume: bool) -> None:
+    """Raise `ValueError`, before anything is written, unless a run can be there."""
     if resume:
-        run, checkpoint = kind.resume(folder, settings)
+        read_settings(folder)
     else:
-        run = kind.start(folder, settings)
-    try:
-        model = build(settings.backend)
-    except BadInput:
-        if not resume:
-            run.discard()
-        raise
-    training = _Training(model, data, run, checkpoint, tensorboard)
-    try:
-        training.go()
-    except BadInput as error:
-        is_there = is_run(run.folder)
-        cut_short = BadInput(f"{error}; {run.kept()}{'' if is_there else '; start a new run'}")
-        cut_short.resumable = is_there
-        raise cut_short from None
-    return model, run
+        data.check_apart(Path(folder))
 
 
 def train_all(
@@ -151,33 +174,42 @@ def train_all(
     """
     folder = Path(folder)
     data.check()
-    if resume:
-        Run.check_settings(folder, settings)
-    else:
-        whole = Run.start(folder, settings)
-    histories: dict[str, list[Record]] = {}
-    finished = []
-    for name in names:
-        own = dataclasses.replace(settings, backend=name)
-        going_on = resume and is_run(folder / name)
-        if going_on and is_finished(folder / name):
-            finished.append(name)
-            run, checkpoint = Run.load(folder / name)
-            histories[name] = run.history
-            if checkpoint and checkpoint.warning:
-                say(checkpoint.warning)
+    _check_folder(folder, data, resume)
+    with held(folder):
+        if resume:
+            Run.check_settings(folder, settings)
         else:
+            whole = Run.start(folder, settings)
+        histories: dict[str, list[Record]] = {}
+        for name in names:
+            own = dataclasses.replace(settings, backend=name)
+            going_on = resume and is_run(folder / name)
+            if going_on and is_finished(folder / name):
+                histories[name] = _finished(folder / name)
+                continue
             try:
                 histories[name] = train_one(own, folder / name, going_on)
             except BadInput:
-                if not resume and not histories:
+                if not (resume or histories or is_run(folder / name)):
                     whole.discard()
                 raise
-    if len(finished) == len(names) and (folder / "curves.svg").exists():
-        raise BadInput(f"{folder} is finished, all of it; choose another folder")
-    curves.draw(folder, histories)
+        try:
+            curves.draw(folder, histories)
+        except BadInput as error:
+            error.exit_code, error.resumable = 1, True
+            raise
     show_runs(histories)
     return histories
+
+
+def _finished(folder: Path) -> list[Record]:
+    """The history of a run that is finished, whose curves are drawn again."""
+    run, checkpoint = Run.load(folder)
+    if checkpoint and checkpoint.warning:
+        Terminal().say(checkpoint.warning)
+    with held(folder):
+        curves.draw(folder, {run.settings.backend: run.history})
+    return run.history
 
 
 @dataclass(frozen=True)
@@ -220,32 +252,37 @@ class _Training:
             model.load_weights(checkpoint.weights)
             if self.position.step:
                 model.load_optimizer_state(checkpoint.state, self.settings.recipe)
-            self.show.say(f"going on after step {self.position.step}")
         self.check_same()
-        if not checkpoint:
-            self.save()
-        self.writer = None
-        if tensorboard and not self.group.rank:
-            from tensorboardX import SummaryWriter
-
-            events = str(run.folder / "tensorboard")
-            self.writer = SummaryWriter(events, purge_step=self.position.step + 1)
+        self.checkpoint = checkpoint
+        self.tensorboard = tensorboard and not self.group.rank
+        self.events: Events | None = None
         self.saved_at = time.perf_counter()
 
     def go(self) -> None:
         """Train from the position to the end."""
-        try:
-            with _signals(self.signals), self.show:
-                while self.position.epoch < self.settings.epochs:
-                    self.train_epoch()
-                    self.validate()
-            self.show.say(
-                f"best val accuracy {self.position.best_accuracy:.4f}; "
-                f"{self.run.folder} has the weights (best.safetensors) and curves.png"
-            )
-        finally:
-            if self.writer:
-                self.writer.close()
+        self.begin()
+        with _signals(self.signals), self.show:
+            while self.position.epoch < self.settings.epochs:
+                self.train_epoch()
+                self.validate()
+        self.show.say(
+            f"best val accuracy {self.position.best_accuracy:.4f}; "
+            f"{self.run.folder} has the weights (best.safetensors) and curves.png"
+        )
+
+    def begin(self) -> None:
+        """The first writes: of a new run a checkpoint, of a finished one the curves."""
+        if self.checkpoint:
+            self.run.go_on(self.checkpoint)
+        else:
+            self.save()
+        if self.tensorboard:
+            self.events = Events(self.run.folder / "tensorboard", self.position.step + 1)
+        if self.position.epoch >= self.settings.epochs:
+            self.show.say(f"finished after step {self.position.step}; its curves are drawn again")
+            self.draw()
+        elif self.checkpoint:
+            self.show.say(f"going on after step {self.position.step}")
 
     def check_same(self) -> None:
         """Raise `Stopped` unless all workers begin from the same weights, state and position."""
@@ -296,7 +333,7 @@ class _Training:
         if not math.isfinite(loss):
             raise Stopped(
                 f"the loss of step {position.step + 1} is {loss}: the run has diverged; "
-                f"{self.run.kept()}; start another with a lower lr"
+                f"{kept(self.run.folder)}; start another with a lower lr"
             )
         tock = time.perf_counter()
         position.add(loss, correct, step.images, tock - self.tick)
@@ -334,13 +371,17 @@ class _Training:
             images_per_second=position.images / position.seconds,
             seconds=position.seconds,
         )
-        self.show.epoch(self.run.history[-1])
         self.position = position.next_epoch(found.accuracy)
         self.save()
-        if not self.group.rank:
-            curves.draw(self.run.folder, {self.settings.backend: self.run.history})
+        self.show.epoch(self.run.history[-1])
+        self.draw()
         self.poll_signals()
         self.stop_if_asked()
+
+    def draw(self) -> None:
+        """The curves of the history."""
+        if not self.group.rank:
+            curves.draw(self.run.folder, {self.settings.backend: self.run.history})
 
     def poll_signals(self) -> bool:
         """Note in `stopped` which signal has come to any worker, if one has; returns whether.
@@ -356,10 +397,11 @@ class _Training:
         """A line of history, and the same numbers for TensorBoard."""
         record["step"] = self.position.step
         self.run.log(record)
-        if self.writer:
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self.writer.add_scalar(f"{record['event']}/{name}", value, record["step"])
+        if self.events:
+            numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+            self.events.scalars(
+                record["step"], {f"{record['event']}/{name}": value for name, value in numbers.items()}
+            )
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -386,28 +428,22 @@ class _Training:
             raise Stopped(stopped_at, exit_code=128 + self.stopped, resumable=True)
 
 
-def check_tensorboard() -> None:
-    """Raise `ValueError` unless event files for TensorBoard can be written."""
-    try:
-        import tensorboardX  # noqa: F401
-    except ImportError:
-        install = 'pip install "resnet-tabs[tensorboard]"'
-        raise BadInput(f"TensorBoard files need tensorboardX; run: {install}") from None
-
-
 @contextmanager
 def _signals(stopped: list[int]) -> Iterator[None]:
-    """Note the first SIGINT or SIGTERM in `stopped`; let a second act at once."""
+    """Note the first SIGINT, SIGTERM or SIGHUP in `stopped`; let a second of the first two act at once."""
     if threading.current_thread() is not threading.main_thread():  # only that one may hear signals
         yield
         return
     at_once: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    if hangs_up():
+        at_once[signal.SIGHUP] = signal.SIG_IGN  # a terminal that closes may send it twice
 
     def note(number: int, frame: FrameType | None) -> None:
         stopped.append(number)
         for each, handler in at_once.items():
             signal.signal(each, handler)
-        os.write(1, FINISHING)
+        with suppress(OSError):  # the terminal may be gone
+            os.write(1, FINISHING)
 
     before = {each: signal.signal(each, note) for each in at_once}
     try:

@@ -7,9 +7,11 @@
     last.optimizer.safetensors    what else it takes to go on: the optimizer's state and the position
     previous.…           the checkpoint before the last, should that be damaged
     curves.png, .svg     loss and accuracy
+    .lock                while a process trains here: which
 
-Each but the pictures has a SHA-256 of what it says, run.json its own and the history the checkpoint's. A
-checkpoint is whole once its optimizer file is in place; all it counts on is on disk before.
+Each but the pictures has a SHA-256 of what it says, run.json its own and the history the checkpoint's. All
+weights and states have that of run.json, too, which says whose they are. A checkpoint is whole once its
+optimizer file is in place; all it counts on is on disk before.
 A batch depends only on the seed, the epoch and its number, so the position is all the random state there is.
 """
 
@@ -19,8 +21,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,19 +32,35 @@ import numpy as np
 
 from common.architecture import Architecture
 from common.errors import BadInput, MissingFile, Stopped
-from common.files import cannot_write, give_second_name, output_folder, write_atomically
+from common.files import (
+    cannot_write,
+    give_second_name,
+    locked,
+    output_folder,
+    remove_leftovers,
+    write_atomically,
+)
 from common.reading import check_fields, fits, parse_json, read_json, shown, some
 from common.training.settings import Settings
 from common.weights import (
     Weights,
-    load_checkpoint,
     load_metadata,
+    read_checkpoint,
     read_with_sums,
     save_checkpoint,
     write_with_sums,
 )
 
 Record = dict[str, Any]
+
+# In run.json. From 2 on, every checkpoint of a run says whose it is.
+FORMAT = 2
+FILES = (
+    *("run.json", "history.jsonl", "curves.png", "curves.svg", "best.safetensors", "ema.safetensors"),
+    *(f"{name}.{kind}" for name in ("last", "previous") for kind in ("safetensors", "optimizer.safetensors")),
+)
+# What is there only once the first checkpoint has been whole.
+LATER = set(FILES) - {"run.json", "history.jsonl", "last.safetensors", "previous.safetensors"}
 
 # The numbers that a line of the history has, by its event.
 NUMBERS = {
@@ -108,6 +126,7 @@ class Run:
     def __init__(self, folder: str | os.PathLike[str], settings: Settings) -> None:
         self.folder = Path(folder)
         self.settings = settings
+        self.fields = {"format": FORMAT} | settings.to_fields()  # of run.json
         self.arch = Architecture.from_json(settings.architecture)
         self.history: list[Record] = []
         self._history_sha256 = hashlib.sha256()
@@ -117,15 +136,33 @@ class Run:
         """A new run.
 
         Raises:
-            ValueError: if the folder holds a run already, or cannot be written.
+            ValueError: if the folder holds a run already, or anything else, or cannot be written.
         """
         if is_run(folder):
             raise BadInput(f"{folder} already holds a run; go on with it (--resume) or choose another folder")
         run = cls(output_folder(folder), settings)
-        write_atomically(run.folder / "history.jsonl", "")
-        fields = settings.to_fields()
-        fields["sha256"] = _fields_sha256(fields)
-        write_atomically(run.folder / "run.json", json.dumps(fields, indent=2) + "\n")
+        if others := [path.name for path in run.folder.iterdir() if not _is_of_start(path)]:
+            raise BadInput(f"{folder} is no run and not empty ({some(others)}); choose another folder")
+        try:
+            write_atomically(run.folder / "history.jsonl", "")
+            said = run.fields | {"sha256": run.sha256}
+            write_atomically(run.folder / "run.json", json.dumps(said, indent=2) + "\n")
+        except BadInput:
+            run.discard()
+            raise
+        return run
+
+    @property
+    def sha256(self) -> str:
+        """Of run.json: whose the checkpoints are."""
+        return _fields_sha256(self.fields)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Run:
+        """A run on disk, without its history. Raises what `read_settings` does."""
+        settings, fields = _read_run(folder)
+        run = cls(folder, settings)
+        run.fields = fields  # as they were written, perhaps by an earlier release
         return run
 
     @classmethod
@@ -138,7 +175,7 @@ class Run:
             FileNotFoundError: if the folder is not a run.
             ValueError: if its run.json is damaged, or no checkpoint is whole.
         """
-        run = cls(folder, read_settings(folder))
+        run = cls.open(folder)
         checkpoint = run._restore()
         if not checkpoint:
             return run, None
@@ -148,33 +185,42 @@ class Run:
                 record["event"] == "step" or record["epoch"] <= position.epoch
             ):
                 run._add(record)
-        problems = [text for text in (checkpoint.warning, run._history_problem(checkpoint)) if text]
-        return run, dataclasses.replace(checkpoint, warning="; ".join(problems))
+        lost = run._other_weights_problems(position)
+        problems = [checkpoint.warning, run._history_problem(checkpoint), *lost.values()]
+        if lost and position.epoch < run.settings.epochs:
+            problems.append("the next epoch's weights take that place")
+            best_accuracy = -1.0 if "best" in lost else position.best_accuracy
+            position = dataclasses.replace(position, best_accuracy=best_accuracy)
+        warning = "; ".join(filter(None, problems))
+        return run, dataclasses.replace(checkpoint, position=position, warning=warning)
 
     @classmethod
     def resume(cls, folder: str | os.PathLike[str], settings: Settings) -> tuple[Run, Checkpoint | None]:
-        """A run that was stopped, as `load` gives it, made ready to go on.
+        """A run that was stopped, or is finished, as `load` gives it. Nothing is written before `go_on`.
 
         Raises:
             FileNotFoundError: if the folder is not a run.
-            ValueError: if the settings are not the run's, it is finished, or no checkpoint is whole.
+            ValueError: if the settings are not the run's, or no checkpoint is whole.
         """
         cls.check_settings(folder, settings)
-        run, checkpoint = cls.load(output_folder(folder))
-        if checkpoint and checkpoint.name == "previous":
-            run._rename("previous", "last")  # or the next save would put the damaged one in its place
-        if checkpoint and checkpoint.position.epoch >= settings.epochs:
-            raise BadInput(f"{folder} is a finished run of {settings.epochs} epochs; choose another folder")
-        lines = "".join(json.dumps(record) + "\n" for record in run.history)
-        write_atomically(run.folder / "history.jsonl", lines)
-        return run, checkpoint
+        return cls.load(folder)
+
+    def go_on(self, checkpoint: Checkpoint) -> None:
+        """Let the folder be what it was at a checkpoint, once all of that has been taken.
+
+        Raises:
+            ValueError: if it cannot be written.
+        """
+        if checkpoint.name == "previous":
+            self._rename("previous", "last")  # or the next save would put the damaged one in its place
+        lines = "".join(json.dumps(record) + "\n" for record in self.history)
+        write_atomically(self.folder / "history.jsonl", lines)
 
     def discard(self) -> None:
-        """Undo `start`, if the folder holds nothing else."""
+        """Undo `start`."""
         for name in ("run.json", "history.jsonl"):
-            (self.folder / name).unlink()
-        with suppress(OSError):
-            self.folder.rmdir()
+            with suppress(OSError):
+                (self.folder / name).unlink()
 
     @staticmethod
     def check_settings(folder: str | os.PathLike[str], settings: Settings) -> None:
@@ -231,13 +277,15 @@ class Run:
         """
         self._check_finite(weights, position)
         self._append(b"", lasting=True)
-        self._rename("last", "previous")
+        if (self.folder / "last.optimizer.safetensors").exists():  # else the first was never whole
+            self._rename("last", "previous")
         path = self.folder / "last.safetensors"
-        save_checkpoint(path, self.arch, weights, self.settings.metadata())
+        save_checkpoint(path, self.arch, weights, self._metadata())
         metadata = {
             "position": json.dumps(dataclasses.asdict(position)),
             "weights_sha256": load_metadata(path)["tensors_sha256"],
             "history_sha256": self._history_sha256.hexdigest(),
+            "run_sha256": self.sha256,
         }
         write_with_sums(self.folder / "last.optimizer.safetensors", state, metadata)
 
@@ -251,21 +299,14 @@ class Run:
 
     def _save_weights(self, name: str, weights: Weights, position: Position) -> None:
         self._check_finite(weights, position)
-        save_checkpoint(self.folder / f"{name}.safetensors", self.arch, weights, self.settings.metadata())
+        save_checkpoint(self.folder / f"{name}.safetensors", self.arch, weights, self._metadata())
+
+    def _metadata(self) -> dict[str, str]:
+        return self.settings.metadata() | {"run_sha256": self.sha256}
 
     def _check_finite(self, weights: Weights, position: Position) -> None:
         if not all(np.isfinite(array).all() for array in weights.values()):
-            raise Stopped(f"the weights are not finite after step {position.step}; {self.kept()}")
-
-    def kept(self) -> str:
-        """What is left of a run that stopped, in words."""
-        try:
-            checkpoint = self._restore()
-        except BadInput:
-            checkpoint = None
-        if not checkpoint:
-            return f"{self.folder} has no checkpoint any more"
-        return f"{self.folder} has the checkpoint of step {checkpoint.position.step}"
+            raise Stopped(f"the weights are not finite after step {position.step}; {kept(self.folder)}")
 
     def _rename(self, old: str, new: str) -> None:
         """Give a checkpoint a second name; a name that is taken changes hands in one step."""
@@ -275,8 +316,13 @@ class Run:
                 give_second_name(source, self.folder / f"{new}.{kind}")
 
     def _restore(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; none where the first was never finished."""
-        if not [*self.folder.glob("previous.*"), *self.folder.glob("last.optimizer.*")]:
+        """The newest checkpoint that is whole; none where the first was never finished.
+
+        That is so where nothing is there of what comes after the first, and the history is there and empty.
+        """
+        history = self.folder / "history.jsonl"
+        later = [path for path in self.folder.iterdir() if path.name in LATER] if self.folder.is_dir() else []
+        if not later and history.is_file() and not history.stat().st_size:
             return None
         problems = []
         for name in ("last", "previous"):
@@ -291,17 +337,44 @@ class Run:
 
     def _read(self, name: str) -> Checkpoint:
         weights_path = self.folder / f"{name}.safetensors"
-        _, weights = load_checkpoint(weights_path)
+        weights, said = self._read_weights(name)
         path = self.folder / f"{name}.optimizer.safetensors"
         state, metadata = read_with_sums(path)
+        self.check_own(path, metadata)
         try:
             position = Position.from_json(metadata["position"])
             weights_sha256, history_sha256 = metadata["weights_sha256"], metadata["history_sha256"]
         except (ValueError, TypeError, KeyError) as error:
             raise BadInput(f"checkpoint {path} is damaged ({shown(str(error), 200)})") from None
-        if weights_sha256 != load_metadata(weights_path).get("tensors_sha256"):
+        if weights_sha256 != said.get("tensors_sha256"):
             raise BadInput(f"checkpoint {weights_path} and {path.name} do not belong together")
         return Checkpoint(weights, state, position, name, history_sha256)
+
+    def _read_weights(self, name: str) -> tuple[Weights, dict[str, str]]:
+        """Weights of this run, and what their file says."""
+        path = self.folder / f"{name}.safetensors"
+        arch, weights, said = read_checkpoint(path)
+        self.check_own(path, said)
+        if arch != self.arch:
+            raise BadInput(f"checkpoint {path} is of another network, {arch.to_json()}")
+        return weights, said
+
+    def check_own(self, path: Path, said: Mapping[str, str]) -> None:
+        """Raise `ValueError` unless a file's metadata say that it is of this run; an old run's need not."""
+        owner = said.get("run_sha256", "" if "format" in self.fields else self.sha256)
+        if owner != self.sha256:
+            raise BadInput(f"checkpoint {path} is of another run than {self.folder / 'run.json'}")
+
+    def _other_weights_problems(self, position: Position) -> dict[str, str]:
+        """What is wrong with the best and the averaged weights that there are at a position, in words."""
+        problems = {}
+        for name in ("best", *(["ema"] if self.settings.recipe.ema else [])):
+            try:
+                if position.best_accuracy >= 0:  # an epoch is over
+                    self._read_weights(name)
+            except BadInput as error:
+                problems[name] = str(error)
+        return problems
 
 
 class Follower(Run):
@@ -311,10 +384,8 @@ class Follower(Run):
     def start(cls, folder: str | os.PathLike[str], settings: Settings) -> Follower:
         return cls(folder, settings)
 
-    @classmethod
-    def resume(cls, folder: str | os.PathLike[str], settings: Settings) -> tuple[Run, Checkpoint | None]:
-        cls.check_settings(folder, settings)
-        return cls.load(folder)
+    def go_on(self, checkpoint: Checkpoint) -> None:
+        pass
 
     def discard(self) -> None:
         pass
@@ -327,6 +398,43 @@ class Follower(Run):
 
     def _save_weights(self, name: str, weights: Weights, position: Position) -> None:
         self._check_finite(weights, position)
+
+
+@contextmanager
+def held(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep a run's folder from other processes, and rid it of what a killed one was writing.
+
+    A folder that is not there is made, and removed again if nothing comes to lie in it.
+
+    Raises:
+        ValueError: if another process trains there, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    is_new = not folder.exists()
+    try:
+        output_folder(folder)
+        with locked(folder / ".lock") as other:
+            if other:
+                raise BadInput(
+                    f"{folder} is in use: {other} trains there; wait for its end, or choose another folder"
+                )
+            remove_leftovers(folder, FILES)
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def kept(folder: str | os.PathLike[str]) -> str:
+    """What is left of a run that stopped, in words."""
+    try:
+        _, checkpoint = Run.load(folder)
+    except BadInput:
+        return f"{folder} has no checkpoint any more"
+    if not checkpoint:
+        return f"{folder} has no checkpoint yet"
+    return f"{folder} has the checkpoint of step {checkpoint.position.step}"
 
 
 def is_run(folder: str | os.PathLike[str]) -> bool:
@@ -345,15 +453,17 @@ def checkpoint_file(path: Path) -> Path:
 
     Raises:
         FileNotFoundError: if the folder is not a run.
-        ValueError: if the run has no such weights.
+        ValueError: if the run has no such weights of its own.
     """
     if not path.is_dir():
         return path
-    if read_settings(path).backend == "all":
+    run = Run.open(path)
+    if run.settings.backend == "all":
         raise BadInput(f"{path} has four runs; name one of them, such as {path / 'torch'}")
     best = path / "best.safetensors"
     if not best.is_file():
         raise BadInput(f"{path} has no finished epoch yet; give {path / 'last.safetensors'}")
+    run.check_own(best, load_metadata(best))
     return best
 
 
@@ -372,6 +482,11 @@ def read_settings(folder: str | os.PathLike[str]) -> Settings:
         FileNotFoundError: if there is none.
         ValueError: if its run.json is damaged.
     """
+    return _read_run(folder)[0]
+
+
+def _read_run(folder: str | os.PathLike[str]) -> tuple[Settings, dict[str, Any]]:
+    """The settings in this folder's run.json, and all that it says besides its SHA-256."""
     path = Path(folder) / "run.json"
     if not path.is_file():
         raise MissingFile(f"{folder} is not a run (it has no run.json); give the folder of a training run")
@@ -379,9 +494,14 @@ def read_settings(folder: str | os.PathLike[str]) -> Settings:
         fields = read_json(path)
         if fields.pop("sha256", None) != _fields_sha256(fields):
             raise ValueError("wrong SHA-256")
-        return Settings.from_fields(fields)
+        return Settings.from_fields({n: value for n, value in fields.items() if n != "format"}), fields
     except (OSError, TypeError, ValueError) as error:
         raise BadInput(f"{path} is damaged ({error}); put it right or start a new run") from None
+
+
+def _is_of_start(path: Path) -> bool:
+    """Whether a new run's folder may have this: what a start that was killed leaves, and hidden files."""
+    return path.name.startswith(".") or (path.name == "history.jsonl" and not path.stat().st_size)
 
 
 def read_history(folder: str | os.PathLike[str]) -> list[Record]:

@@ -81,7 +81,7 @@ class Settings:
         if not self.classes:
             return {}
         return {
-            "classes": json.dumps(self.classes, ensure_ascii=False),
+            "classes": json.dumps(self.classes),  # in ASCII: a folder's name may be no Unicode
             "normalize": self.normalize,
             "resize": json.dumps(self.resize),
             "data": self.data,

@@ -14,7 +14,7 @@ from common.processes.group import ALONE, Group
 from common.processes.launcher import WorkerLost, launch
 from common.processes.meeting import Seat, meeting
 from common.training.loop import train
-from common.training.runs import Record, Run
+from common.training.runs import Record, Run, is_run, kept
 from common.training.settings import Settings
 from common.training.starting import check_begun
 from common.weights import Weights, initial_weights
@@ -68,8 +68,7 @@ def train_together(workers: int, plan: Plan) -> tuple[Weights, list[Record]]:
     try:
         return launch(workers, train_seated, plan)
     except WorkerLost as error:
-        kept = Run(plan.folder, plan.settings).kept()
-        raise Stopped(f"{error}; {kept}", resumable=True) from None
+        raise Stopped(f"{error}; {kept(plan.folder)}", resumable=is_run(plan.folder)) from None
 
 
 def train_seated(seat: Seat, plan: Plan) -> tuple[Weights, list[Record]]:

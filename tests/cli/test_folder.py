@@ -54,6 +54,24 @@ def trained(small: str, root: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
+@pytest.mark.parametrize("out", ["run", "train/run", "train/cat/run", "../animals", "link/run"])
+def test_a_run_inside_the_folder_of_images_is_refused(
+    root: Path, tmp_path: Path, small: str, out: str
+) -> None:
+    """It would be found as a class later."""
+    images = Path(shutil.copytree(root, tmp_path / "animals"))
+    (images / "link").symlink_to(images / "train")
+    before = sorted(images.rglob("*"))
+    options = [small, "--backend", "oracle", "--data", images, *SHORT]
+    for arguments in (["--out", images / out], ["--out", images / out, "--backend", "all"]):
+        done = run_here("train", *options, *arguments)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert f"is inside the folder of images {images}" in done.stderr
+        assert sorted(images.rglob("*")) == before
+    done = run_here("train", small, "--backend", "oracle", "--data", ".", *SHORT, folder=images)
+    assert done.returncode == 2 and "is inside the folder of images ." in done.stderr
+
+
 @pytest.mark.core_in("torch")
 def test_train_evaluate_and_predict_on_a_folder(
     backend: str, device: str, root: Path, pretrained: Path, tmp_path: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -15,17 +16,18 @@ from typing import Any
 import pytest
 
 from common import initial_weights, load_checkpoint, training
+from common.architecture import Architecture
 from common.cli.options import open_checkpoint
 from common.errors import BadInput, Stopped
 from common.training import curves
 from common.training.progress import show_runs
-from common.training.runs import Checkpoint, Position, Record, Run, read_history
+from common.training.runs import Checkpoint, Position, Record, Run, _fields_sha256, read_history
 from common.training.settings import Settings
-from common.weights import Weights, load_metadata, tensors_sha256, write_with_sums
+from common.weights import Weights, load_metadata, read_with_sums, tensors_sha256, write_with_sums
 from tests.damage import flips
 from tests.helpers import one_line
 from tests.test_files import no_links
-from tests.training.running import Once, assert_identical, settings, tiny_data, train, without_times
+from tests.training.running import TINY, Once, assert_identical, settings, tiny_data, train, without_times
 
 pytestmark = pytest.mark.usefixtures("sample_only")
 
@@ -374,3 +376,162 @@ def with_position(folder: Path, text: str) -> Run:
     state = folder / "last.optimizer.safetensors"
     write_with_sums(state, weights, load_metadata(state) | {"position": text})
     return run
+
+
+# Files that are lost, or another run's
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ("*.optimizer.*", "previous.*"),
+        ("*.optimizer.*", "previous.*", "history.jsonl"),
+        ("*.optimizer.*", "previous.*", "best.*"),
+        ("last.*", "previous.*"),
+        ("last.*", "previous.*", "best.*", "history.jsonl"),
+    ],
+    ids=" ".join,
+)
+def test_a_run_without_its_checkpoints_is_not_begun_again(stopped: Path, lost: tuple[str, ...]) -> None:
+    for path in [path for pattern in lost for path in stopped.glob(pattern)]:
+        path.unlink(missing_ok=True)
+    before = contents(stopped)
+    with pytest.raises(BadInput) as error:
+        go_on(stopped)
+    one_line(error, f"no whole checkpoint in {stopped}", "start a new run")
+    assert error.value.exit_code == 2
+    assert contents(stopped) == before
+
+
+def test_a_run_that_is_killed_twice_in_its_first_checkpoint_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Weights, list[Record]]
+) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    data = tiny_data()
+    for resume in (False, True, True):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("common.training.runs.write_with_sums", killed)
+            train(settings("oracle", data), data, tmp_path / "run", resume)
+    weights, history = go_on(tmp_path / "run")
+    assert_identical(weights, whole[0])
+    assert history == whole[1]
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "epochs": {"epochs": 3},
+    "seed": {"seed": 1},
+    "lr": {"lr": 0.06},
+    "data": {"limit_val": 16},
+    "architecture": {"arch": Architecture(((1, 6),), stem_channels=4)},
+    "conventions": {"arch": Architecture(((1, 4),), stem_channels=4, epsilon=1e-3)},
+}
+
+
+@pytest.fixture(params=OTHERS)
+def other(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another run, stopped as late."""
+    options = dict(OTHERS[request.param])
+    arch = options.pop("arch", TINY)
+    data = tiny_data(**{name: options.pop(name) for name in ("seed", "limit_val") if name in options})
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        Once(patch, 9, lambda _: signal.raise_signal(signal.SIGINT))
+        train(settings("oracle", data, arch, **options), data, tmp_path / "other")
+    return tmp_path / "other"
+
+
+def test_another_runs_checkpoint_is_not_taken(
+    stopped: Path, other: Path, whole: tuple[Weights, list[Record]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in other.glob("last.*"):
+        shutil.copy(path, stopped)
+    weights, history = go_on(stopped)
+    said = capsys.readouterr().out
+    assert f"{stopped / 'last.safetensors'} is of another run" in said
+    assert "going on from the one before it" in said
+    assert_identical(weights, whole[0])
+    assert history == whole[1]
+
+
+def test_if_both_checkpoints_are_another_runs_nothing_is_touched(stopped: Path, other: Path) -> None:
+    for path in (*other.glob("last.*"), *other.glob("previous.*")):
+        shutil.copy(path, stopped)
+    before = contents(stopped)
+    with pytest.raises(BadInput) as error:
+        go_on(stopped)
+    one_line(error, "last.safetensors is of another run", "previous.safetensors is of another run")
+    assert contents(stopped) == before
+
+
+def test_another_runs_best_weights_are_not_taken(
+    stopped: Path, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(other / "best.safetensors", stopped)
+    with pytest.raises(BadInput) as error:
+        open_checkpoint(stopped, None)
+    one_line(error, "best.safetensors is of another run")
+    weights, _ = go_on(stopped)
+    said = capsys.readouterr().out
+    assert "best.safetensors is of another run" in said and "the next epoch's weights take that place" in said
+    assert_identical(load_checkpoint(stopped / "best.safetensors")[1], weights)
+    shutil.copy(other / "best.safetensors", stopped)
+    go_on(stopped)  # finished
+    said = capsys.readouterr().out
+    assert "best.safetensors is of another run" in said and "next epoch" not in said
+
+
+def test_another_runs_history_is_said(
+    stopped: Path, other: Path, whole: tuple[Weights, list[Record]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(other / "history.jsonl", stopped)
+    weights, _ = go_on(stopped)
+    assert "history.jsonl is not what was written" in capsys.readouterr().out
+    assert_identical(weights, whole[0])
+
+
+def test_settings_changed_by_hand_with_their_sum_are_not_those_of_the_checkpoints(stopped: Path) -> None:
+    fields = json.loads((stopped / "run.json").read_text())
+    del fields["sha256"]
+    fields["lr"] = 0.04
+    fields["sha256"] = _fields_sha256(fields)
+    (stopped / "run.json").write_text(json.dumps(fields))
+    data = tiny_data()
+    with pytest.raises(BadInput) as error:
+        train(settings("oracle", data, lr=0.04), data, stopped, resume=True)
+    one_line(error, "is of another run than", "run.json")
+
+
+def as_before(path: Path) -> None:
+    """Let a file of a run be what releases wrote before its checkpoints said whose they are."""
+    if path.name == "run.json":
+        fields = json.loads(path.read_text())
+        del fields["sha256"], fields["format"]
+        path.write_text(json.dumps(fields | {"sha256": _fields_sha256(fields)}))
+    elif path.suffix == ".safetensors":
+        tensors, said = read_with_sums(path)
+        del said["run_sha256"]
+        write_with_sums(path, tensors, said)
+
+
+def test_an_earlier_releases_run_goes_on(stopped: Path, whole: tuple[Weights, list[Record]]) -> None:
+    for path in stopped.iterdir():
+        as_before(path)
+    _, checkpoint = Run.load(stopped)
+    assert checkpoint and checkpoint.name == "last" and not checkpoint.warning
+    weights, history = go_on(stopped)
+    assert_identical(weights, whole[0])
+    assert history == whole[1]
+    open_checkpoint(stopped, None)
+
+
+def test_a_checkpoint_that_does_not_say_whose_it_is_is_not_taken(stopped: Path) -> None:
+    for name in ("last.safetensors", "previous.optimizer.safetensors"):
+        as_before(stopped / name)
+    with pytest.raises(BadInput) as error:
+        go_on(stopped)
+    one_line(error, "last.safetensors is of another run", "previous.optimizer.safetensors is of another run")

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import initial_weights, load_checkpoint, training
+from common import initial_weights, load_checkpoint, save_checkpoint, training
 from common.backend import load_backend
 from common.data import FashionMNIST
 from common.errors import BadInput, Stopped, telling_how_to_resume
+from common.files import cannot_write
 from common.processes.group import Group
-from common.training import loop
-from common.training.runs import Position, Run, is_finished, read_history, read_settings
+from common.training import curves, loop
+from common.training.runs import FILES, Position, Run, held, is_finished, is_run, read_history, read_settings
 from common.training.settings import Settings
-from common.weights import Weights
+from common.weights import Weights, read_checkpoint
 from tests.helpers import deviation, one_line
 from tests.training.running import (
     TINY,
@@ -75,6 +78,32 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(KeyboardInterrupt):
         train(settings("oracle", data), data, tmp_path / "run")
     assert Run.resume(tmp_path / "run", settings("oracle", data))[1].position.step == 0
+
+
+def test_a_terminal_that_closes_is_a_signal_however_often_it_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(run: Run) -> None:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+
+    Once(monkeypatch, 3, twice)
+    data = tiny_data()
+    with pytest.raises(Stopped) as error:
+        train(settings("oracle", data), data, tmp_path / "run")
+    one_line(error, "stopped after step 4", "go on with: the command")
+    assert error.value.exit_code == 128 + signal.SIGHUP
+
+
+def test_under_nohup_a_terminal_may_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Once(monkeypatch, 3, lambda _: signal.raise_signal(signal.SIGHUP))
+    data = tiny_data()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(settings("oracle", data), data, tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert is_finished(tmp_path / "run")
 
 
 def test_a_run_in_another_thread_hears_no_signals_and_runs(tmp_path: Path) -> None:
@@ -178,8 +207,9 @@ def test_the_good_checkpoint_outlives_a_second_stop(tmp_path: Path, monkeypatch:
     data = tiny_data()
     run = stopped_run(tmp_path / "run", monkeypatch, data)
     DAMAGES["empty"](tmp_path / "run" / "last.safetensors")
-    _, checkpoint = Run.resume(tmp_path / "run", run)
+    resumed, checkpoint = Run.resume(tmp_path / "run", run)
     assert checkpoint and checkpoint.warning
+    resumed.go_on(checkpoint)
     for _ in range(2):  # it has the last one's place now
         _, again = Run.resume(tmp_path / "run", run)
         assert again and not again.warning
@@ -229,18 +259,163 @@ def test_resuming_with_other_settings_says_which(tmp_path: Path, monkeypatch: py
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_a_finished_run_is_not_resumed_and_a_run_is_not_overwritten(tmp_path: Path) -> None:
+def test_of_a_finished_run_the_curves_are_drawn_again_and_a_run_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(curves, "draw", lambda *arguments: drawn.append(arguments))
     data = tiny_data()
     run = settings("oracle", data)
-    train(run, data, tmp_path / "run")
+    model, found = train(run, data, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(BadInput) as error:
-        train(run, data, tmp_path / "run", resume=True)
-    one_line(error, "finished run of 2 epochs")
+    again, _ = train(run, data, tmp_path / "run", resume=True)
+    assert_identical(again.weights(), model.weights())
+    assert drawn[-1] == (tmp_path / "run", {"oracle": found.history})
+    assert len(drawn) == 3
     with pytest.raises(BadInput) as error:
         train(run, data, tmp_path / "run")
     one_line(error, "already holds a run", "--resume")
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_disk_that_is_full_when_curves_are_drawn_costs_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    def draw(folder: Path, histories: dict[str, list[dict[str, Any]]]) -> None:
+        drawn.append(histories["oracle"][-1]["epoch"])
+        if len(drawn) == epoch:
+            raise cannot_write(folder / "curves.png", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    drawn: list[int] = []
+    monkeypatch.setattr(curves, "draw", draw)
+    data = tiny_data()
+    run = settings("oracle", data)
+    with pytest.raises(BadInput) as error:
+        train(run, data, tmp_path / "run")
+    assert error.value.exit_code == 1
+    one_line(error, "curves.png: No space left", f"checkpoint of step {5 * epoch}", "go on with: the command")
+    train(run, data, tmp_path / "run", resume=True)
+    assert is_finished(tmp_path / "run")
+    assert drawn == [*range(1, epoch + 1), 2]
+
+
+@pytest.mark.parametrize("write", range(1, 6))  # history, run.json, weights, state, and then a finer one
+def test_a_disk_that_is_full_from_the_start_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    replace, written = os.replace, []
+
+    def full(source: Path, target: Path) -> None:
+        written.append(target)
+        if len(written) >= write:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    data = tiny_data()
+    run = settings("oracle", data)
+    with monkeypatch.context() as patch, pytest.raises(BadInput) as error:
+        patch.setattr(os, "replace", full)
+        train(run, data, tmp_path / "run")
+    assert error.value.exit_code == 1
+    one_line(error, "No space left", "make room")
+    resumable = write > 2
+    assert ("go on with: the command" in str(error.value)) == resumable == is_run(tmp_path / "run")
+    assert resumable or not (tmp_path / "run").exists()
+    train(run, data, tmp_path / "run", resumable)
+    assert is_finished(tmp_path / "run")
+
+
+# Who may write in a folder
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_folder_in_use_is_left_to_who_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    refused: list[str] = []
+
+    def another(run: Run) -> None:
+        before = {path: path.read_bytes() for path in run.folder.iterdir()}
+        with pytest.raises(BadInput) as error:
+            train(run.settings, tiny_data(), run.folder, resume)
+        one_line(error, f"{run.folder} is in use: process {os.getpid()} on ", "wait for its end")
+        assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
+        refused.append(str(error.value))
+
+    Once(monkeypatch, 3, another)
+    data = tiny_data()
+    train(settings("oracle", data), data, tmp_path / "run")
+    assert refused and not (tmp_path / "run" / ".lock").exists()
+
+
+def test_of_two_new_runs_in_one_folder_one_begins(tmp_path: Path) -> None:
+    data = tiny_data()
+    run = settings("oracle", data)
+
+    def begin(_: int) -> str:
+        try:
+            train(run, data, tmp_path / "run")
+        except BadInput as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(4) as pool:
+        said = sorted(pool.map(begin, range(4)))
+    assert said[0] == "" and all("is in use" in line or "already holds a run" in line for line in said[1:])
+    assert [record["step"] for record in read_history(tmp_path / "run") if record["event"] == "step"] == list(
+        range(1, 11)
+    )
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    code = "import sys, time; from common.training.runs import held\n"
+    code += "with held(sys.argv[1]): print(1, flush=True); time.sleep(99)"
+    holder = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdout=subprocess.PIPE)
+    assert holder.stdout and holder.stdout.readline()
+    with pytest.raises(BadInput) as error, held(tmp_path / "run"):
+        pass
+    one_line(error, f"process {holder.pid} on ")
+    holder.kill()
+    holder.communicate()
+    assert (tmp_path / "run" / ".lock").exists()
+    data = tiny_data()
+    train(settings("oracle", data), data, tmp_path / "run")
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "best.safetensors", "history.jsonl", "a class/photo.jpg"])
+def test_a_folder_that_is_somebody_elses_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).write_text("mine")
+    data = tiny_data()
+    with pytest.raises(BadInput) as error:
+        train(settings("oracle", data), data, tmp_path / "run")
+    one_line(error, "is no run and not empty", name.split("/")[0], "choose another folder")
+    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == [name.split("/")[-1]]
+
+
+def test_what_a_killed_write_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tiny_data()
+    run = stopped_run(tmp_path / "run", monkeypatch, data)
+    left = [f".{name}.0123abcd" for name in FILES]
+    others = [".notes.txt.0123abcd", ".last.safetensors.copy", ".last.safetensors.0123abcde", "mine.txt"]
+    for name in (*left, *others):
+        (tmp_path / "run" / name).write_text("half")
+    train(run, data, tmp_path / "run", resume=True)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert not names & set(left) and set(others) < names
+
+
+def test_a_start_that_was_killed_is_started_again(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("history.jsonl", ".run.json.0123abcd", ".lock"):
+        (tmp_path / "run" / name).touch()
+    data = tiny_data()
+    train(settings("oracle", data), data, tmp_path / "run")
+    assert is_finished(tmp_path / "run")
 
 
 def test_what_is_not_a_run_is_not_resumed(tmp_path: Path) -> None:
@@ -288,6 +463,7 @@ def test_a_folder_that_cannot_be_written_any_more_stops_the_run(
         Once(patch, 9, act)
         with pytest.raises(BadInput) as error:
             train(run, data, tmp_path / "run")
+    assert error.value.exit_code == 1
     if disaster == "disk full":
         one_line(error, "No space left", "has the checkpoint of step 5", "go on with: the command")
         assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
@@ -296,6 +472,24 @@ def test_a_folder_that_cannot_be_written_any_more_stops_the_run(
         assert_identical(found.weights(), expected.weights())
     else:
         one_line(error, "cannot write", "has no checkpoint any more")
+
+
+def test_a_disk_that_is_full_for_event_files_ends_the_run_as_any_file_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboardX.event_file_writer import EventsWriter
+
+    def full(writer: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    data = tiny_data()
+    run = settings("oracle", data)
+    with monkeypatch.context() as patch, pytest.raises(BadInput) as error:
+        Once(patch, 7, lambda _: patch.setattr(EventsWriter, "flush", full))
+        train(run, data, tmp_path / "run", tensorboard=True)
+    one_line(error, "tensorboard: No space left", "has the checkpoint of step 5", "go on with: the command")
+    train(run, data, tmp_path / "run", resume=True, tensorboard=True)
+    assert is_finished(tmp_path / "run")
 
 
 # What a run leaves behind
@@ -365,6 +559,13 @@ def test_the_history_is_there_as_it_happens(tmp_path: Path, monkeypatch: pytest.
 
 
 # Settings
+
+
+def test_a_class_whose_name_is_no_unicode_leaves_checkpoints_whole(tmp_path: Path) -> None:
+    run = settings("oracle", tiny_data(), classes=("caf\udce9", "thé"))
+    save_checkpoint(tmp_path / "x.safetensors", TINY, initial_weights(TINY), run.metadata())
+    _, _, said = read_checkpoint(tmp_path / "x.safetensors")
+    assert json.loads(said["classes"]) == ["caf\udce9", "thé"]
 
 
 @pytest.mark.parametrize(
