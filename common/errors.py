@@ -61,6 +61,5 @@ def telling_how_to_resume(how: str) -> Iterator[None]:
 def end_process(why: str) -> NoReturn:
     """End this process with a line, exit code 1, though its other threads wait where no exception reaches."""
     with suppress(OSError):  # nobody may be there to read it
-        os.write(2, f"{shown(why)}
-".encode())
+        os.write(2, f"{shown(why)}\n".encode())
     os._exit(1)

@@ -119,8 +119,8 @@ def train(
     """Train on Fashion-MNIST or a folder of images; keep checkpoints, history and curves in a folder.
 
     With --workers each takes its share of every batch, and the run is that of one. Ctrl-C finishes the step,
-    saves and says how to go on. Exits with 0 when all epochs are done, 1 if the run diverged or a worker was
-    lost, 2 if the question makes no sense, 130 after Ctrl-C.
+    saves and says how to go on. Exits with 0 when all epochs are done, 1 if the run diverged, a worker was
+    lost or the disk is full, 2 if the question makes no sense, 130 after Ctrl-C.
     """
     from common import training
     from common.data import is_image_folder
@@ -257,7 +257,7 @@ def _resume_command(context: typer.Context, arch: str, folder: Path) -> str:
     for name in ("data", "weights", "workers", "coordinator", "rank"):
         if context.params[name] is not None:
             command += f" --{name} {shlex.quote(str(context.params[name]))}"
-    return command
+    return command + (" --tensorboard" if context.params["tensorboard"] else "")
 
 
 def _seat(workers: int | None, coordinator: str | None, rank: int | None) -> Seat | None:
