@@ -28,7 +28,7 @@ from common.data.pipeline import ArrayBatches, Batch, batches, read_ahead
 from common.errors import BadInput, MissingFile
 from common.files import cannot_write, output_folder, write_atomically
 from common.processes.group import ALONE, Group
-from common.reading import read_file
+from common.reading import read_file, shown
 
 CLASSES = (
     "T-shirt/top",
@@ -242,7 +242,9 @@ def write_images(images: Dataset, folder: Path) -> None:
         for part, (pixels, labels) in parts.items():
             for name in names:
                 output_folder(folder / part / name)
-            numbered = progress.track(range(len(labels)), description=escape(f"writing {folder / part}"))
+            numbered = progress.track(
+                range(len(labels)), description=escape(shown(f"writing {folder / part}"))
+            )
             for number in numbered:
                 path = folder / part / names[labels[number]] / f"{number:05}.png"
                 try:
