@@ -110,7 +110,11 @@ def open_zip(path: Path, ratio: int) -> Iterator[zipfile.ZipFile]:
     size = path.stat().st_size
     if _directory_bytes(path, size) > MOST_NAMES:  # which `zipfile` reads whole
         raise ValueError("it has too many members")
-    with zipfile.ZipFile(path) as archive:
+    try:
+        opened = zipfile.ZipFile(path)
+    except Exception as error:  # in a damaged archive anything can go wrong
+        raise ValueError(f"it is no complete zip archive ({shown(str(error), 100)})") from None
+    with opened as archive:
         members = archive.infolist()
         _once([(member.filename, member) for member in members])
         if sum(member.file_size for member in members) > ratio * size + (64 << 20):

@@ -129,9 +129,13 @@ def test_an_archive_is_as_large_as_it_looks(tmp_path: Path) -> None:
         "'a' is there twice": packed(tmp_path / "twice.zip", ("a", b"1"), ("a", b"2")),
         "packed too tightly": packed(tmp_path / "bomb.zip", ("a", bytes(70 << 20))),
         "too many members": packed(tmp_path / "many.zip", *((f"{n:060}", b"") for n in range(10_000))),
-        "no complete zip": tmp_path / "cut.zip",
+        "no complete zip archive": tmp_path / "cut.zip",
+        "no complete zip archive (zip file version 25.5)": tmp_path / "version.zip",
     }
-    bad["no complete zip"].write_bytes((tmp_path / "many.zip").read_bytes()[:-30])
+    content = bytearray((tmp_path / "good.zip").read_bytes())
+    (tmp_path / "cut.zip").write_bytes(content[:-30])
+    content[content.index(b"PK\x01\x02") + 6] = 255
+    (tmp_path / "version.zip").write_bytes(content)
     for words, path in bad.items():
         with pytest.raises(ValueError) as error, open_zip(path, 2):
             pass

@@ -6,7 +6,6 @@ What only a framework can read is read by its package's `files.py`. Nothing that
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def _is_keras(path: Path) -> bool:
     try:
         with open_zip(path, ratio=2) as archive:
             return "model.weights.h5" in archive.namelist()
-    except (zipfile.BadZipFile, ValueError, OSError):
+    except (ValueError, OSError):
         return False
 
 
