@@ -142,22 +142,21 @@ def Dense(features: int, **options: Any) -> nn.Dense:
 BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 
 
-class NumClasses(int):
-    """A number of classes that goes by the architecture.
+class Unsaid(int):
+    """A default, told from the same number when somebody gives it."""
 
-    Trap: `clone` and `dataclasses.replace` hand on every field, and so does a changed architecture meet the
-    old number. A number given anew is a plain `int`.
+
+def agreed(arch: Architecture | Sequence[tuple[int, int]], num_classes: int) -> Architecture:
+    """The architecture of a network, with the number of classes that holds: its own, if it brings one.
+
+    Trap: `clone` and `dataclasses.replace` hand a network's architecture on, as they do every other field. In
+    that one a number given anew holds.
     """
-
-    @classmethod
-    def agreed(
-        cls, arch: Architecture | Sequence[tuple[int, int]], num_classes: int
-    ) -> tuple[Architecture, "NumClasses"]:
-        """The architecture and its number of classes, where it brings one and no other is given anew."""
-        arch = Architecture.of(arch, num_classes)
-        if not isinstance(num_classes, cls):
-            arch = replace(arch, num_classes=num_classes)
-        return arch, cls(arch.num_classes)
+    arch = Architecture.of(arch, num_classes)
+    holds = getattr(arch, "of_network", False) and not isinstance(num_classes, Unsaid)
+    arch = replace(arch, num_classes=num_classes if holds else arch.num_classes)
+    object.__setattr__(arch, "of_network", True)  # of this copy
+    return arch
 
 
 class Sequential(nn.Module):

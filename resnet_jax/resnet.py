@@ -12,8 +12,9 @@ from resnet_jax.layers import (
     BatchNorm,
     Conv,
     Dense,
-    NumClasses,
     Sequential,
+    Unsaid,
+    agreed,
     global_average_pool,
     max_pool,
 )
@@ -36,13 +37,14 @@ class ResNet(Classifier):
 
     arch: Architecture  # a tuple given in its place becomes one
     lr: float = 0.1
-    num_classes: int = NumClasses(10)
+    num_classes: int = Unsaid(10)
     training: bool = True
     dtype: DTypeLike | None = None
     axis_name: str | None = None
 
     def __post_init__(self) -> None:
-        self.arch, self.num_classes = NumClasses.agreed(self.arch, self.num_classes)
+        self.arch = agreed(self.arch, self.num_classes)
+        self.num_classes = self.arch.num_classes
         super().__post_init__()
 
     def setup(self) -> None:

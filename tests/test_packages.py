@@ -87,17 +87,17 @@ CHAPTER_CALLS = {
 def test_the_signatures_are_those_of_the_chapter(backend: str, name: str) -> None:
     """And what other networks of the name need comes after them.
 
-    In Flax the parameters are fields, and `training`, `dtype` and Flax's own come last; in Gluon, what any
-    block takes.
+    In Flax the parameters are fields, and `training`, `dtype`, `axis_name` and Flax's own come last; in Gluon
+    and Keras, what any block or layer takes.
     """
     signature = inspect.signature(getattr(package(backend), name).__init__)
     own = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "self"]
-    if backend == "mxnet":
+    if backend in ("mxnet", "tf"):
         assert own.pop().kind is inspect.Parameter.VAR_KEYWORD
     if backend == "jax":
-        assert [p.name for p in own[-4:]] == ["training", "dtype", "parent", "name"]
-        assert [p.default for p in own[-4:-2]] == [True, None]
-        del own[-4:]
+        assert [p.name for p in own[-5:]] == ["training", "dtype", "axis_name", "parent", "name"]
+        assert [p.default for p in own[-5:-2]] == [True, None, None]
+        del own[-5:]
     found = signature.replace(parameters=own, return_annotation=signature.empty)
     assert str(found) == SIGNATURES[name]
 
