@@ -80,7 +80,8 @@ class Trainer:
             ValueError: if network, settings, data and folder do not fit together.
         """
         wrapped = self._wrap(model)
-        with_smoothing(model.loss, self.recipe.label_smoothing)
+        network = type(wrapped.network(model))
+        with_smoothing(network.loss, self.recipe.label_smoothing)
         began = ""
         if self.weights:
             start, began, said = pretrained(Path(self.weights), wrapped.arch, data.seed)
@@ -90,7 +91,7 @@ class Trainer:
             began = read_settings(self.out).weights
             if began:
                 check_begun(Path(self.out))
-        name = type(wrapped.network(model)).__name__.lower()
+        name = network.__name__.lower()
         folder = Path(self.out) if self.out else new_folder(f"{name}-{self.backend}")
         settings = Settings(
             backend=self.backend,
