@@ -158,6 +158,14 @@ def no_full_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RESNET_TABS_DATA", raising=False)
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """SIGHUP is heard, though the tests may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[webdriver.Chrome]:
     """Chromium without a window, that notes what it fetches and what scripts say."""

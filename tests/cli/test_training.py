@@ -109,6 +109,7 @@ def whole(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Weigh
 
 
 @pytest.mark.deep
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.xdist_group("signals")
 @pytest.mark.parametrize(
     "number",

@@ -18,13 +18,14 @@ import pytest
 
 from common import initial_weights, load_checkpoint, training
 from common.backend import BACKENDS
+from common.errors import BadInput
 from common.proof import judge
 from common.proof import workers as proving
 from common.training.runs import Record, read_history
 from common.training.together import Plan, train_together
 from common.weights import Weights, is_statistic
 from tests.cli.commands import run, wait_for
-from tests.helpers import deviation
+from tests.helpers import deviation, one_line
 from tests.proof.helpers import evidence_of
 from tests.training.running import SMALL, TINY, assert_identical, losses, settings, tiny_data, without_times
 
@@ -164,6 +165,23 @@ def test_a_signal_to_one_worker_stops_all_after_the_same_step(
 
     model, one = plan(backend, tmp_path / "run", resume=True).train()  # the number of workers may change
     assert_same_run((model.weights(), one.history), alone(backend, module_folder))
+
+
+@pytest.mark.deep
+@pytest.mark.usefixtures("hangups")
+def test_workers_have_their_folder_alone_and_stop_when_their_terminal_closes(
+    backends: list[str], tmp_path: Path
+) -> None:
+    launcher = launched(backends[0], tmp_path / "run")
+    wait_for(tmp_path / "run", 8, launcher)
+    with pytest.raises(BadInput) as error:
+        plan("oracle", tmp_path / "run").train()
+    one_line(error, "is in use: process")
+    launcher.send_signal(signal.SIGHUP)
+    _, said = launcher.communicate(timeout=SOON)
+    assert launcher.returncode == 128 + signal.SIGHUP
+    assert re.fullmatch(r"stopped after step \d+; go on with: the command\n", said)
+    assert not (tmp_path / "run" / ".lock").exists()
 
 
 @pytest.mark.deep

@@ -80,6 +80,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert Run.resume(tmp_path / "run", settings("oracle", data))[1].position.step == 0
 
 
+@pytest.mark.usefixtures("hangups")
 def test_a_terminal_that_closes_is_a_signal_however_often_it_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +299,25 @@ def test_a_disk_that_is_full_when_curves_are_drawn_costs_no_run(
     train(run, data, tmp_path / "run", resume=True)
     assert is_finished(tmp_path / "run")
     assert drawn == [*range(1, epoch + 1), 2]
+
+
+def test_runs_of_all_backends_that_are_cut_short_go_on_and_are_shown_when_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def train_one(own: Settings, folder: Path, resume: bool) -> list[dict[str, Any]]:
+        return train(own, data, folder, resume)[1].history
+
+    data = tiny_data(limit_train=16)
+    run = settings("all", data, epochs=1)
+    with monkeypatch.context() as patch, pytest.raises(BadInput):
+        Once(patch, 2, lambda _: patch.setattr(os, "replace", full))
+        training.train_all(train_one, ["oracle"], data, run, tmp_path / "all", False)
+    found = [training.train_all(train_one, ["oracle"], data, run, tmp_path / "all", True) for _ in range(2)]
+    assert found[0] == found[1] and len(found[0]["oracle"]) == 3
+    assert capsys.readouterr().out.count("loss of a step: at most") == 2
 
 
 @pytest.mark.parametrize("write", range(1, 6))  # history, run.json, weights, state, and then a finer one
