@@ -22,6 +22,7 @@ from platformdirs import user_cache_path
 
 from common.architecture import Architecture, Shape, unknown
 from common.errors import BadInput, MissingBackend
+from common.gate import check_found, check_function
 from common.processes.group import ALONE, Group
 from common.recipe import PLAIN, Recipe
 from common.summary import Row, summary_rows
@@ -97,6 +98,7 @@ class Model(ABC):
     """
 
     dtypes: tuple[str, ...] = ("float32", "float64")
+    served: Mapping[str, str] = {"float32": "float32", "float64": "float64"}  # types of networks to wrap
 
     def __init__(self, arch: Architecture, dtype: str, device: str, group: Group = ALONE) -> None:
         if dtype not in self.dtypes:
@@ -110,6 +112,7 @@ class Model(ABC):
         self.device = device
         self.group = group
         self._is_new = True  # without weights, until some are loaded or needed
+        self._missing = list(arch.parameter_shapes())  # what had none when it came
         self._recipe: Recipe | None = None  # of the optimizer; None until there is one
         self._own: Weights = {}  # its own weights, while it shows its averaged ones
         self._averaging = 0  # how many show them
@@ -205,6 +208,7 @@ class Model(ABC):
         if self.group.workers > 1:
             raise BadInput("loss_and_gradients is of one worker; build the model without a group")
         with self._turn():
+            self._check_trains(PLAIN)
             images = self._images(x)
             labels = self._labels(y, len(images))
             undo = self._keep()
@@ -257,6 +261,7 @@ class Model(ABC):
             self._check_not_averaged("no step", "train")
             images = self._images(x)
             labels = self._labels(y, len(images))
+            self._check_trains(recipe)
             is_another = self._recipe != recipe
             with self._changing("a training step", self._keep_optimizer() if is_another else lambda: True):
                 if is_another:
@@ -369,6 +374,7 @@ class Model(ABC):
 
     def _set_optimizer(self, recipe: Recipe, state: Mapping[str, NDArray] | None = None) -> None:
         """A new optimizer, at its start or in the state of another of its recipe."""
+        self.check_recipe(recipe)
         self._new_optimizer(recipe)
         if state and recipe.momentum:
             velocities = {name: array for name, array in state.items() if not name.startswith("ema.")}
@@ -377,6 +383,40 @@ class Model(ABC):
             names = self.arch.parameter_shapes()
             self._load_averaged_weights({name: state[f"ema.{name}"] for name in names})
         self._recipe = recipe
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raise `ValueError` unless steps of this recipe can be taken, and all they need be kept."""
+        self._check_trains(recipe)
+        self._check_optimizer(recipe)
+
+    def frozen(self) -> set[str]:
+        """Canonical names of the parameters that its network does not train."""
+        return set()
+
+    def forward(self, x: NDArray, training: bool) -> dict[str, NDArray]:
+        """What `check_function` compares: the logits as the network gives them to its user, uncompiled.
+
+        In evaluation, the stages of its `activations` besides; in training, the running statistics, which
+        are afterwards as before.
+        """
+        with self._turn():
+            return self._forward(x, training)
+
+    def draw_missing(self) -> None:
+        """Give what has no weights those that `build` would give it."""
+        if self._missing:
+            own = self._weights() if len(self._missing) < len(self.arch.parameter_shapes()) else {}
+            drawn = initial_weights(self.arch)
+            self.load_weights({**own, **{name: drawn[name] for name in self._missing}})
+            self._missing = []
+
+    def _check_trains(self, recipe: Recipe) -> None:
+        frozen = self.frozen()
+        if frozen and not any(recipe.trains(n) and n not in frozen for n in self.arch.parameter_shapes()):
+            raise BadInput("all that would be trained is frozen in the network; unfreeze some of it")
+
+    def _check_optimizer(self, recipe: Recipe) -> None:  # noqa: B027  (a network of its own has the recipe's)
+        pass
 
     def _keep_optimizer(self) -> Callable[[], bool]:
         """What brings back the optimizer of now."""
@@ -482,6 +522,9 @@ class Model(ABC):
     @abstractmethod
     def _activations(self, x: NDArray) -> dict[str, NDArray]: ...
 
+    def _forward(self, x: NDArray, training: bool) -> dict[str, NDArray]:
+        raise NotImplementedError
+
     @abstractmethod
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> Evaluation: ...
 
@@ -554,15 +597,34 @@ class Backend:
         return model
 
     def wrap(self, net: Any, device: str = "cpu") -> Any:
-        """A float32 `Model` of a network the package's own classes made; training it trains `net`.
+        """A `Model` of a network that the package's own classes made; training it trains `net`.
 
-        A network that has weights keeps them; one that has none yet gets those `build` would give it.
+        It is of the network's own type, and on `device`, where the network goes, too. What has weights keeps
+        them; what has none yet gets those `build` would give it. All else of the network, its layout, modes
+        and gradients, is afterwards as it was, and so it is after each call of the model.
 
         Raises:
-            ValueError: for a GPU that is not there.
+            ValueError: for a GPU that is not there, and unless the network has exactly the parameters of its
+                `arch` and computes what that says.
         """
-        model = self.load().Model
-        return model(model.network(net).arch, "float32", device, net)
+        module = self.load()
+        own = module.Model.network(net)
+        if not isinstance(own, module.ResNet):
+            package = self.module.split(".")[0]
+            raise BadInput(f"wrap takes a network of {package}, such as ResNet18(), not {type(net).__name__}")
+
+        def check() -> str:
+            return check_found(own.arch, module.paths(own.arch), module.find(own), module.Model.served)
+
+        dtype = check()
+        model = module.Model(own.arch, dtype, device, net)
+        check()  # what a first image has given its shape, too
+        model.draw_missing()
+        if module.may_differ(own):
+            ours = module.twin(own, dtype, device)
+            ours.load_weights(model.weights())
+            check_function(model.forward, ours.forward, own.arch, dtype)
+        return model
 
     def read_tensors(self, path: Path) -> tuple[dict[str, NDArray], list[str]]:
         """Name to array of a file its framework wrote, and the names that were bfloat16 and are now float32.

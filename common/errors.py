@@ -31,6 +31,10 @@ class MissingBackend(BadInput):
     """A framework that is not installed."""
 
 
+class MissingDevice(BadInput):
+    """A GPU that is not there."""
+
+
 class Stopped(RuntimeError):
     """A training run that ended early; the message says where and why.
 

@@ -1,9 +1,10 @@
 """The contract under JAX: NumPy in, NumPy out."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -15,17 +16,20 @@ from numpy.typing import NDArray
 
 import common.backend as contract
 from common.architecture import Architecture
-from common.errors import BadInput
+from common.errors import BadInput, MissingDevice
+from common.gate import Figures, Found, check_optimizer, configured, figures_of, taking
 from common.layout import from_channels_last, nchw, nhwc, to_channels_last
 from common.processes.group import ALONE, Group
 from common.recipe import PLAIN, Recipe
 from common.weights import Weights, is_statistic
 from resnet_jax.resnet import ResNet
 from resnet_jax.training import (
+    Classifier,
     TrainState,
     Variables,
     count_correct,
     loss_and_gradients,
+    sgd,
     train_step,
     trained_part,
     update_average,
@@ -36,6 +40,7 @@ class Model(contract.Model):
     """A ResNet in JAX under the contract."""
 
     dtypes = ("float32", "float64", "bfloat16", "tf32")
+    served: ClassVar = {"float32": "float32", "float64": "float64", "bfloat16": "bfloat16"}
 
     def __init__(
         self,
@@ -51,13 +56,19 @@ class Model(contract.Model):
         else:
             self._device = _find_device(device)
             self._whole = self._split = SingleDeviceSharding(self._device)
-        self._net = (net or ResNet(arch)).clone(
+        self._net = (ResNet(arch) if net is None else net).clone(
             training=True,
             dtype=jnp.bfloat16 if self.bfloat16 else jnp.dtype(self.dtype),
             axis_name=None,  # one program here, whose statistics are of the whole batch by themselves
         )
         self._state: TrainState  # with the first weights
         self._average: Variables = {}
+
+    @staticmethod
+    def network(net: Any) -> Any:
+        if getattr(net, "scope", None):
+            raise BadInput("the network is bound to variables; wrap the one that its unbind() gives first")
+        return net
 
     @property
     def variables(self) -> Variables:
@@ -81,7 +92,8 @@ class Model(contract.Model):
             for name in figures
             if getattr(recipe, name) != getattr(PLAIN, name)
         }
-        optimizer = self._net.configure_optimizers(recipe.kind(*figures))
+        # the network's own does the same
+        optimizer = Classifier.configure_optimizers(self._net, recipe.kind(*figures))
         opt_state = optimizer.init(trained_part(variables["params"], recipe.freeze))
         state = TrainState(
             step=0,
@@ -101,6 +113,24 @@ class Model(contract.Model):
     def _activations(self, x: NDArray) -> dict[str, NDArray]:
         outputs = _evaluate(self._net, self._own_variables(), self._images_in(x), method="activations")
         return {name: nchw(np.asarray(output)) for name, output in outputs.items()}
+
+    def _forward(self, x: NDArray, training: bool) -> dict[str, NDArray]:
+        net = self._net.clone(training=training)
+        passes = {"rest": partial(net.apply, method="activations"), "forward": net.apply}
+        if training:
+            passes = {"rest": partial(net.apply, mutable=["batch_stats"])}
+        once = jax.jit(lambda *arrays: {name: each(*arrays) for name, each in passes.items()})
+        found = once(self._own_variables(), self._images_in(x))
+        if training:
+            logits, updates = found["rest"]
+            return {"forward": np.array(logits), **self._named(updates)}
+        outputs = {"forward": found["forward"], **found["rest"]}
+        return {name: np.array(output, self.dtype) for name, output in outputs.items()}
+
+    def _check_optimizer(self, recipe: Recipe) -> None:
+        if type(self._net).configure_optimizers is not Classifier.configure_optimizers:
+            found = _figures(configured(self._net.configure_optimizers, recipe), self._net, recipe)
+            check_optimizer(self.arch, recipe, self._net.lr, self.frozen(), found)
 
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
         loss, logits, gradients, batch_stats = loss_and_gradients(
@@ -234,7 +264,91 @@ def _find_device(device: str) -> jax.Device:
     try:
         return jax.devices(device)[0]
     except RuntimeError:
-        raise BadInput(f"JAX sees no {device.upper()}; use device cpu, or install JAX with CUDA") from None
+        none = f"JAX sees no {device.upper()}; use device cpu, or install JAX with CUDA"
+        raise MissingDevice(none) from None
+
+
+def find(net: ResNet) -> dict[str, Found]:
+    """All variables by Flax's path, as a first image would make them."""
+    dtype = jnp.dtype(net.dtype or jnp.float32).name
+    images = jnp.zeros((1, 32, 32, net.arch.in_channels))
+    with jax.enable_x64(dtype == "float64"), taking((1, net.arch.in_channels, 32, 32)):
+        made = jax.eval_shape(net.clone(training=True).init, jax.random.key(0), images)
+    return {
+        path: Found(
+            from_channels_last(np.broadcast_to(0, leaf.shape)).shape,
+            dtype if leaf.dtype == jnp.float32 else leaf.dtype.name,
+            path,
+        )
+        for path, leaf in flatten_dict(made, sep="/").items()
+    }
+
+
+def may_differ(net: ResNet) -> bool:
+    """Whether its function may be another than its architecture's.
+
+    A Flax module is what its class says; another class may be traced to the same operations.
+    """
+    if type(net).__module__.split(".")[0] == __name__.split(".")[0]:
+        return False
+    return _traced(net) != _traced(ResNet(net.arch, dtype=net.dtype))
+
+
+def _traced(net: ResNet) -> list[str]:
+    """The operations of logits and stages in evaluation, and of a training pass."""
+    size = net.arch.smallest_input
+    images = jnp.zeros((2, size, size, net.arch.in_channels))
+    evaluating, training = net.clone(training=False), net.clone(training=True)
+    passes: list[Callable[..., Any]] = [
+        evaluating.apply,
+        partial(evaluating.apply, method="activations"),
+        partial(training.apply, mutable=["batch_stats"]),
+    ]
+    wide = net.dtype is not None and jnp.dtype(net.dtype) == np.float64
+    with jax.enable_x64(wide), taking((2, net.arch.in_channels, size, size)):
+        variables = jax.eval_shape(training.init, jax.random.key(0), images)
+        texts = [str(jax.make_jaxpr(each)(variables, images)) for each in passes]
+    return [re.sub(" at 0x[0-9a-f]+", "", text) for text in texts]
+
+
+def twin(net: ResNet, dtype: str, device: str) -> Model:
+    """A model of the same architecture, of ours alone, to compare with."""
+    return Model(net.arch, dtype, device)
+
+
+def _figures(
+    optimizer: optax.GradientTransformation, net: ResNet, recipe: Recipe
+) -> dict[str, Figures] | str:
+    """The recipe's figures, or in words that it is another optimizer: Optax' do not say what they are.
+
+    They show it: by three steps of a few parameters, the last after many more.
+    """
+    layer = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    params = {"net": {"layers_b1": {"conv": layer}, "layers_last": {"dense": layer}}}
+    gradients = jax.tree.map(lambda leaf: 100 * leaf, params)
+    steps = []
+    for tried in (optimizer, sgd(net.lr, recipe)):
+        try:
+            state, own = tried.init(params), []
+            for later in (0, 0, 10_000):
+                state = jax.tree.map(lambda leaf, n=later: leaf + n if _is_count(leaf) else leaf, state)
+                updates, state = tried.update(gradients, state, params)
+                own += jax.tree.leaves(updates)
+        except (AttributeError, TypeError):
+            return f"a {type(optimizer).__name__}, no transformation of Optax'"
+        steps.append(own)
+    if not all(np.allclose(a, b, rtol=1e-5, atol=0) for a, b in zip(*steps, strict=True)):
+        return "another optimizer than SGD with the recipe's figures"
+    return figures_of(net.arch, recipe, net.lr)
+
+
+def _is_count(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+
+
+def paths(arch: Architecture) -> dict[str, str]:
+    """Canonical name to Flax's path, as `flatten_dict(sep="/")` writes it."""
+    return {name: "/".join(_path(name)) for name in arch.parameter_shapes()}
 
 
 def _path(name: str) -> tuple[str, ...]:

@@ -5,25 +5,57 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, nullcontext
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
 import mxnet as mx
 import numpy as onp
-from mxnet import autograd, np
+from mxnet import autograd, gluon, np
 from numpy.typing import NDArray
 
 import common.backend as contract
 from common.architecture import Architecture
-from common.errors import BadInput, end_process
+from common.errors import MissingDevice, end_process
+from common.gate import Figures, Found, check_optimizer, configured
 from common.processes.group import ALONE, Group
 from common.recipe import Recipe
 from common.weights import Weights, is_statistic
-from resnet_mxnet.layers import Store
+from resnet_mxnet.layers import SGD, Store, TrainerOverWorkers, exact_decay
 from resnet_mxnet.resnet import ResNet
-from resnet_mxnet.training import count_correct, loss_and_gradients, train_step, update_average
+from resnet_mxnet.training import (
+    Classifier,
+    count_correct,
+    loss_and_gradients,
+    train_step,
+    update_average,
+)
+
+
+def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method within which the model's network is hybridised; afterwards it is as its user has it."""
+
+    @wraps(method)
+    def run(model: "Model", *arguments: Any) -> Any:
+        with hybridised(model._net):
+            return method(model, *arguments)
+
+    return run
+
+
+@contextmanager
+def hybridised(net: ResNet) -> Iterator[None]:
+    """The network and each of its stages run compiled; what Gluon's `hybridize` does not undo by itself."""
+    blocks = [net, *net.net._children.values()]
+    before = [(block, block._active, block._flags) for block in blocks]
+    for block in blocks:
+        block._active, block._flags = True, [("static_alloc", True)]
+    try:
+        yield
+    finally:
+        for block, active, flags in before:
+            block._active, block._flags = active, flags
 
 
 class Model(contract.Model):
@@ -40,25 +72,30 @@ class Model(contract.Model):
     ) -> None:
         super().__init__(arch, dtype, device, group)
         if device == "gpu" and not mx.context.num_gpus():
-            raise BadInput("MXNet sees no GPU; use device cpu, or install a build with CUDA: mxnet-cu112")
+            none = "MXNet sees no GPU; use device cpu, or install a build with CUDA: mxnet-cu112"
+            raise MissingDevice(none)
         if group.workers > 1:
             join(group, device)
         self._device = mx.gpu(group.local_rank) if device == "gpu" else mx.cpu()
-        self._net = net or ResNet(arch)
-        self._is_new = any(not parameter._data for parameter in self._net.collect_params().values())
-        self._net.cast(dtype)
+        self._net = ResNet(arch) if net is None else net
+        if net is None:
+            self._net.cast(dtype)
         parameters = self._net._collect_params_with_prefix()  # named as in the files Gluon writes
-        self._parameters = {name: parameters[_path(name)] for name in arch.parameter_shapes()}
-        if self._is_new:  # layers would find their shapes with a first image, and draw: tell them
-            for name, shape in arch.parameter_shapes().items():
-                self._parameters[name].shape = shape
-                self._parameters[name].initialize(mx.init.Zero(), self._device, force_reinit=True)
-        else:
-            self._net.collect_params().reset_ctx(self._device)
+        self._parameters = {name: parameters[path] for name, path in paths(arch).items()}
+        self._missing = [name for name, parameter in self._parameters.items() if not parameter._data]
+        self._is_new = bool(self._missing)
+        shapes = arch.parameter_shapes()
+        for name, parameter in self._parameters.items():
+            if not parameter._data:  # it would find its shape with a first image, and draw: tell it
+                parameter.shape = shapes[name]
+                parameter.initialize(mx.init.Zero(), self._device, force_reinit=True)
+            elif parameter.list_ctx() != [self._device]:
+                parameter.reset_ctx(self._device)
         if Store.here:
             Store.here.open(self._parameters.values())
         self._trainer: Any = None  # Gluon's, once there is a recipe
-        self._net.hybridize(static_alloc=True)
+        for block in (self._net, *self._net.net._children.values()):
+            block._clear_cached_op()  # it may be of parameters that were replaced
 
     def _load_weights(self, weights: Weights) -> None:
         for name, array in weights.items():
@@ -67,13 +104,43 @@ class Model(contract.Model):
     def _weights(self) -> Weights:
         return {name: parameter.data().asnumpy() for name, parameter in self._parameters.items()}
 
+    @compiled
     def _predict(self, x: NDArray) -> NDArray:
         return self._net(self._array(x)).asnumpy()
 
+    @compiled
     def _activations(self, x: NDArray) -> dict[str, NDArray]:
         outputs = self._net.activations(self._array(x))
         return {name: output.asnumpy() for name, output in outputs.items()}
 
+    def _forward(self, x: NDArray, training: bool) -> dict[str, NDArray]:
+        X = self._array(x)
+        statistics = {name: p for name, p in self._parameters.items() if is_statistic(name)}
+        before = {name: parameter.data().copy() for name, parameter in statistics.items()}
+        X.attach_grad()
+        with exact_decay(self._net) if training else nullcontext():
+            with autograd.record(train_mode=training):
+                outputs = {"forward": self._net(X)}
+                total = outputs["forward"].sum()
+            if training:  # only the way back moves the statistics
+                autograd.grad(total, X)
+        outputs |= {n: p.data() for n, p in statistics.items()} if training else self._net.activations(X)
+        found = {name: output.asnumpy() for name, output in outputs.items()}
+        for name, parameter in statistics.items():
+            parameter.set_data(before[name])
+        return found
+
+    def frozen(self) -> set[str]:
+        return {n for n, p in self._parameters.items() if p.grad_req == "null" and not is_statistic(n)}
+
+    def _check_optimizer(self, recipe: Recipe) -> None:
+        configure = self._net.configure_optimizers
+        if getattr(configure, "__func__", None) is not Classifier.configure_optimizers:
+            names = {parameter.name: name for name, parameter in self._parameters.items()}
+            found = _figures(configured(configure, recipe), names)
+            check_optimizer(self.arch, recipe, self._net.lr, self.frozen(), found)
+
+    @compiled
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
         trained = {name: p for name, p in self._parameters.items() if p.grad_req != "null"}
         before = {name: parameter.grad().copy() for name, parameter in trained.items()}
@@ -101,9 +168,10 @@ class Model(contract.Model):
         return undo
 
     def _new_optimizer(self, recipe: Recipe) -> None:
-        self._trainer = self._net.configure_optimizers(recipe)
+        self._trainer = Classifier.configure_optimizers(self._net, recipe)  # the network's own does the same
         self._average = {name: p.data().copy() for name, p in self._parameters.items() if recipe.ema}
 
+    @compiled
     def _begin_step(
         self, x: NDArray, y: NDArray, lr: float, recipe: Recipe
     ) -> Callable[[], tuple[float, int]]:
@@ -147,8 +215,10 @@ class Model(contract.Model):
 
     def _velocities(self) -> dict[str, mx.nd.NDArray]:
         states, indices = self._trainer._updaters[0].states, self._trainer._param2idx
-        found = {name: states.get(indices.get(p.name)) for name, p in self._parameters.items()}
-        return {name: state for name, state in found.items() if state is not None}
+        trained = {n: p for n, p in self._parameters.items() if p.name in indices and not is_statistic(n)}
+        found = {name: states.get(indices[p.name]) for name, p in trained.items()}
+        # what is frozen has not moved
+        return {n: np.zeros_like(trained[n].data()) if s is None else s for n, s in found.items()}
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
@@ -204,6 +274,57 @@ def _serve(role: str, environment: dict[str, str]) -> None:
     *_, said = ["it said nothing", *(server.stderr or ())]
     if server.wait():
         end_process(f"the {role} of MXNet's parameter server ended: {said.strip()}")
+
+
+def find(net: ResNet) -> dict[str, Found]:
+    """All parameters and statistics by Gluon's names, and by their own where a block does not name them."""
+    parameters = net._collect_params_with_prefix()
+    known = {id(parameter) for parameter in parameters.values()}
+    others = {name: p for name, p in net.collect_params().items() if id(p) not in known}
+    return {
+        name: Found(
+            p.shape and tuple(size if size > 0 else None for size in p.shape), onp.dtype(p.dtype).name, id(p)
+        )
+        for name, p in (parameters | others).items()
+    }
+
+
+def may_differ(net: ResNet) -> bool:
+    """Whether its function may be another than its architecture's: any layer may be replaced."""
+    return True
+
+
+def twin(net: ResNet, dtype: str, device: str) -> Model:
+    """A model of the same architecture, of ours alone, to compare with; Gluon does not count its names."""
+    with mx.name.NameManager():
+        return Model(net.arch, dtype, device)
+
+
+def _figures(trainer: Any, names: dict[str, str]) -> dict[str, Figures] | str:
+    """How a trainer moves each parameter, or in words what it is that SGD is not."""
+    if type(trainer) not in (gluon.Trainer, TrainerOverWorkers):
+        return f"a {type(trainer).__name__}, no trainer of Gluon's"
+    optimizer = trainer._optimizer
+    if type(optimizer) not in (SGD, mx.optimizer.SGD):
+        return type(optimizer).__name__
+    if optimizer.momentum and type(optimizer) is not SGD:
+        return "MXNet's own SGD with momentum"
+    if optimizer.lr_scheduler:
+        return "SGD with a schedule"
+    if optimizer.clip_gradient or optimizer.rescale_grad != 1:
+        return "SGD of gradients clipped or scaled"
+    figures = {}
+    for name, index in trainer._param2idx.items():
+        if name not in names:
+            return "SGD of more than the network's parameters"
+        rate, decay = optimizer._get_lr(index), optimizer._get_wd(index)
+        figures[names[name]] = Figures(rate, optimizer.momentum, decay)
+    return figures
+
+
+def paths(arch: Architecture) -> dict[str, str]:
+    """Canonical name to Gluon's: "b2.0.bn1.weight" → "net.b2.0.bn1.gamma"."""
+    return {name: _path(name) for name in arch.parameter_shapes()}
 
 
 def _path(name: str) -> str:

@@ -384,7 +384,7 @@ def exact_decay(net: gluon.Block) -> Iterator[None]:
     before: list[tuple[gluon.Parameter, mx.np.ndarray, float]] = []
 
     def note(layer: gluon.Block) -> None:
-        if type(layer) is nn.BatchNorm and layer.running_mean.dtype == "float64":
+        if type(layer) is nn.BatchNorm and np.dtype(layer.running_mean.dtype) == np.float64:
             for p in (layer.running_mean, layer.running_var):
                 before.append((p, p.data().copy(), layer._kwargs["momentum"]))
 

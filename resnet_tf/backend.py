@@ -2,26 +2,30 @@
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common import global_state
 from numpy.typing import NDArray
 
 import common.backend as contract
 from common.architecture import Architecture
-from common.errors import BadInput
+from common.errors import BadInput, MissingDevice
+from common.gate import Figures, Found, check_optimizer, configured, taking
 from common.layout import from_channels_last, nchw, nhwc, to_channels_last
 from common.processes.group import ALONE, Group
-from common.recipe import Recipe
+from common.recipe import PLAIN, Recipe, is_last
 from common.weights import Weights, is_statistic
 from resnet_tf.layers import SGD, precision, use_full_float32
 from resnet_tf.resnet import ResNet
 from resnet_tf.training import (
+    Classifier,
     apply_gradients,
     count_correct,
     loss_and_gradients,
@@ -38,6 +42,7 @@ class Model(contract.Model):
     """
 
     dtypes = ("float32", "float64", "bfloat16", "tf32")
+    served: ClassVar = {"float32": "float32", "float64": "float64", "mixed_bfloat16": "bfloat16"}
 
     def __init__(
         self,
@@ -50,16 +55,22 @@ class Model(contract.Model):
         super().__init__(arch, dtype, device, group)
         if device == "gpu":
             if not tf.config.list_physical_devices("GPU"):
-                raise BadInput("TensorFlow sees no GPU; use device cpu, or install TensorFlow with CUDA")
+                raise MissingDevice("TensorFlow sees no GPU; use device cpu, or install TensorFlow with CUDA")
             use_full_float32(not self.tf32)
         self._device = f"/{device.upper()}:0"
-        self._is_new = net is None or not net.built
         self._strategy = join(group, device) if group.workers > 1 else None
         policy = "mixed_bfloat16" if self.bfloat16 else self.dtype
-        with self._scope(), precision(policy), tf.device(self._device):
-            self._net = net or ResNet(arch)
-            self._net(tf.zeros((1, 32, 32, arch.in_channels), self.dtype))  # one image makes the variables
-        self._variables = {name: _variable(self._net, name) for name in arch.parameter_shapes()}
+        with self._scope(), precision(policy), tf.device(self._device), unnoticed():
+            self._net = ResNet(arch) if net is None else net
+            own = {name: _variable(self._net, name) for name in arch.parameter_shapes()}
+            self._missing = [name for name, variable in own.items() if variable is None]
+            self._is_new = bool(self._missing)
+            if self._missing:
+                image = tf.zeros((1, 32, 32, arch.in_channels), self.dtype)
+                with taking((1, arch.in_channels, 32, 32)):
+                    self._net(image)  # it makes the variables
+        self._variables = {name: _variable(self._net, name) for name in own}
+        self._frozen = self.frozen()
         self._predict_graph = tf.function(partial(self._net, training=False), reduce_retracing=True)
         self._activations_graph = tf.function(self._net.activations, reduce_retracing=True)
         self._statistics = [variable for name, variable in self._variables.items() if is_statistic(name)]
@@ -84,7 +95,43 @@ class Model(contract.Model):
         outputs = self._run(self._activations_graph, nhwc(x))
         return {name: nchw(output.numpy()) for name, output in outputs.items()}
 
+    def _forward(self, x: NDArray, training: bool) -> dict[str, NDArray]:
+        statistics = {name: v for name, v in self._variables.items() if is_statistic(name)}
+        before = {name: variable.numpy() for name, variable in statistics.items()}
+        with tf.device(self._device):
+            X = tf.convert_to_tensor(nhwc(x))
+            outputs = {"forward": self._net(X, training=training)}
+            if self._net.losses:
+                raise BadInput("the network has losses of its own, which no step adds; use weight_decay")
+            outputs |= statistics if training else self._net.activations(X)
+        found = {name: np.asarray(output, self.dtype) for name, output in outputs.items()}
+        for name, variable in statistics.items():
+            variable.assign(before[name])
+        return found
+
+    def frozen(self) -> set[str]:
+        names = [name for name in self._variables if not is_statistic(name)]
+        return {name for name in names if not (self._net.trainable and self._variables[name].trainable)}
+
+    def _follow_frozen(self) -> None:
+        """Trap: what TensorFlow has traced goes on training what was trained then."""
+        frozen = self.frozen()
+        if frozen != self._frozen:
+            recipe, state = self._recipe, self.optimizer_state()
+            self._frozen, self._optimizers = frozen, {}
+            self._gradients_graph = self._shared(partial(loss_and_gradients, self._net))
+            if recipe:
+                self._set_optimizer(recipe, state)
+
+    def _check_optimizer(self, recipe: Recipe) -> None:
+        configure = self._net.configure_optimizers
+        if getattr(configure, "__func__", None) is not Classifier.configure_optimizers:
+            with precision(self._net.dtype_policy.name):
+                found = _figures(configured(configure, recipe), self._variables)
+            check_optimizer(self.arch, recipe, float(self._net.lr), self.frozen(), found)
+
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
+        self._follow_frozen()
         loss, logits, gradients = self._run(self._gradients_graph, nhwc(x), y)
         return contract.Evaluation(
             float(loss),
@@ -109,10 +156,12 @@ class Model(contract.Model):
         return undo
 
     def _new_optimizer(self, recipe: Recipe) -> None:
+        self._follow_frozen()
         kind = recipe.kind("momentum", "weight_decay")  # compiled for any, or for none
         if kind not in self._optimizers:
             with self._scope(), tf.device(self._device):
-                optimizer = self._net.configure_optimizers(kind)
+                # the network's own does the same
+                optimizer = Classifier.configure_optimizers(self._net, kind)
                 optimizer.build(trained_variables(self._net, recipe.freeze))
             update = self._shared(partial(apply_gradients, self._net, optimizer, recipe.freeze))
             self._optimizers[kind] = optimizer, update
@@ -139,6 +188,7 @@ class Model(contract.Model):
     def _begin_step(
         self, x: NDArray, y: NDArray, lr: float, recipe: Recipe
     ) -> Callable[[], tuple[float, int]]:
+        self._follow_frozen()
         self._optimizer.learning_rate.assign(lr)
         options = {"label_smoothing": recipe.label_smoothing, "freeze": recipe.freeze}
         loss, logits, gradients = self._run(self._gradients_graph, nhwc(x), y, **options)
@@ -157,7 +207,11 @@ class Model(contract.Model):
         return self._run(self._total_graph, values).numpy()
 
     def _optimizer_state(self) -> Weights:
-        return {name: from_channels_last(v.numpy()) for name, v in self._velocities.items()}
+        recipe = self._recipe or PLAIN
+        velocities = {name: velocity.numpy() for name, velocity in self._velocities.items()}
+        for name in self._frozen:  # what is frozen has not moved
+            velocities[name] = np.zeros(self._variables[name].shape, self.dtype)
+        return {n: from_channels_last(velocities[n]) for n in self._variables if recipe.trains(n)}
 
     def _load_optimizer_state(self, state: Weights) -> None:
         for name, variable in self._velocities.items():
@@ -222,21 +276,116 @@ def join(group: Group, device: str) -> tf.distribute.Strategy:
     )
 
 
-def _variable(net: ResNet, name: str) -> keras.Variable:
-    """Canonical name to Keras': "b2.0.bn1.weight" → gamma of layer bn1 of block 0 of stage b2."""
-    stage, *inner, kind = name.split(".")
-    layer = net.net.get_layer(stage)
-    if stage == "last":
-        layer = layer.get_layer("dense")
-    elif stage == "b1":
-        layer = layer.get_layer(inner[0])
-    else:
-        layer = getattr(layer.layers[int(inner[0])], inner[1])
-    is_norm = isinstance(layer, keras.layers.BatchNormalization)
-    attribute = {
+@contextmanager
+def unnoticed() -> Iterator[None]:
+    """What is built within, Keras does not count in the names it gives, nor draws Python's seeds for."""
+    names = global_state.get_global_attribute("object_name_uids")
+    before, state = dict(names or {}), random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        names = global_state.get_global_attribute("object_name_uids")
+        if names is not None:
+            names.clear()
+            names.update(before)
+
+
+def find(net: ResNet) -> dict[str, Found]:
+    """All parameters and statistics: those of the architecture by `paths`, others by Keras' path."""
+    own = paths(net.arch)
+    found, known = {}, set()
+    for name, path in own.items():
+        layer, attribute = _place(net, name)
+        if layer is None:
+            continue
+        variable = _variable(net, name)
+        known.add(id(variable))
+        if variable is not None:
+            shape = from_channels_last(np.broadcast_to(0, variable.shape)).shape
+            found[path] = Found(shape, layer.dtype_policy.name, id(variable))
+        elif not layer.built:
+            found[path] = Found(None, layer.dtype_policy.name, (id(layer), attribute))
+    others = {v.path: v for v in net.weights if id(v) not in known}
+    return found | {path: Found(tuple(v.shape), v.dtype, id(v)) for path, v in others.items()}
+
+
+def may_differ(net: ResNet) -> bool:
+    """Whether its function may be another than its architecture's: any layer may be replaced."""
+    return True
+
+
+def twin(net: ResNet, dtype: str, device: str) -> Model:
+    """A model of the same architecture, of ours alone, to compare with.
+
+    Trap: in Keras a batch norm that is not to be trained evaluates in training, too.
+    """
+    model = Model(net.arch, dtype, device)
+    for name in net.arch.parameter_shapes():
+        _place(model._net, name)[0].trainable = _place(net, name)[0].trainable
+    return model
+
+
+def _figures(optimizer: Any, variables: dict[str, keras.Variable]) -> dict[str, Figures] | str:
+    """How an optimizer moves each variable, or in words what it is that SGD is not."""
+    kind = type(optimizer)
+    if kind not in (SGD, keras.optimizers.SGD):
+        return kind.__name__
+    config = optimizer.get_config()
+    if kind is not SGD and (config["momentum"] or config["weight_decay"]):
+        return "Keras' own SGD with momentum or weight decay"
+    if not isinstance(config["learning_rate"], float):
+        return "SGD with a schedule"
+    for option in ("nesterov", "clipnorm", "clipvalue", "global_clipnorm", "use_ema", "loss_scale_factor"):
+        if config.get(option):
+            return f"SGD with {option}"
+    if config.get("gradient_accumulation_steps"):
+        return "SGD with gradient_accumulation_steps"
+    figures = {}
+    for name, variable in variables.items():
+        share = 1.0 if is_last(name) else config.get("lr_backbone", 1.0)
+        decays = not (config.get("no_decay_norm") and len(variable.shape) == 1)
+        decay = config["weight_decay"] if decays and optimizer._use_weight_decay(variable) else 0.0
+        figures[name] = Figures(config["learning_rate"] * share, config["momentum"], decay or 0.0)
+    return figures
+
+
+def paths(arch: Architecture) -> dict[str, str]:
+    """Canonical name to Keras': "b2.0.bn1.weight" → "b2.0.bn1.gamma"."""
+    return {
+        name: f"{name.rpartition('.')[0]}.{_attribute(name)}".replace("last.", "last.dense.")
+        for name in arch.parameter_shapes()
+    }
+
+
+def _attribute(name: str) -> str:
+    kind = name.rpartition(".")[2]
+    is_norm = ".bn" in name
+    return {
         "weight": "gamma" if is_norm else "kernel",
         "bias": "beta" if is_norm else "bias",
         "running_mean": "moving_mean",
         "running_var": "moving_variance",
     }[kind]
-    return getattr(layer, attribute)
+
+
+def _place(net: ResNet, name: str) -> tuple[keras.layers.Layer | None, str]:
+    """Canonical name to Keras': "b2.0.bn1.weight" → layer bn1 of block 0 of stage b2, and gamma."""
+    stage, *inner, _ = name.replace("last.", "last.dense.").split(".")
+    try:
+        layer = net.net.get_layer(stage)
+        for step in inner:
+            if isinstance(layer, keras.Sequential):
+                layer = layer.layers[int(step)] if step.isdecimal() else layer.get_layer(step)
+            else:
+                layer = getattr(layer, step)
+    except (AttributeError, IndexError, ValueError):
+        return None, ""
+    return layer, _attribute(name)
+
+
+def _variable(net: ResNet, name: str) -> keras.Variable | None:
+    """What it is in a network that has been built, and where nothing was replaced."""
+    layer, attribute = _place(net, name)
+    found = getattr(layer, attribute, None)
+    return found if isinstance(found, keras.Variable) else None

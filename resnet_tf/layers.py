@@ -350,9 +350,6 @@ def runs_on_cpu(X: Tensor) -> bool:
     return "CPU" in (tf.identity(X).device or around)
 
 
-one_precision = threading.RLock()
-
-
 @contextmanager
 def policy(dtype: Any) -> Iterator[None]:
     """Within, this thread's new layers have this policy of Keras', or what stands for one."""
@@ -375,8 +372,8 @@ def precision(name: str) -> Iterator[None]:
     """
     with one_precision, policy(name):
         floatx = keras.config.floatx()
-        keras.config.set_floatx(keras.config.dtype_policy().variable_dtype)
         try:
+            keras.config.set_floatx(keras.config.dtype_policy().variable_dtype)
             yield
         finally:
             keras.config.set_floatx(floatx)

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import common.backend as contract
 from common.architecture import Architecture
-from common.errors import BadInput
+from common.errors import BadInput, MissingDevice
+from common.gate import Figures, Found, check_optimizer, configured, taking
 from common.processes.group import ALONE, Group
 from common.recipe import Recipe
 from common.weights import Weights, is_statistic
@@ -57,7 +58,7 @@ class Model(contract.Model):
         super().__init__(arch, dtype, device, group)
         if device == "gpu":
             if not torch.cuda.is_available():
-                raise BadInput("PyTorch sees no GPU; use device cpu, or install PyTorch with CUDA")
+                raise MissingDevice("PyTorch sees no GPU; use device cpu, or install PyTorch with CUDA")
             use_full_float32(not self.tf32)
         if group.workers > 1:
             join(group, device)
@@ -66,23 +67,31 @@ class Model(contract.Model):
         is_faster = device == "cpu" or self.bfloat16  # in memory, (N, H, W, C)
         self._layout = torch.channels_last if is_faster else torch.preserve_format
         self._net = (ResNet(arch) if net is None else self.network(net)).to(self._device, self._type)
-        self._is_new = any(nn.parameter.is_lazy(parameter) for parameter in self._net.parameters())
+        found, own = find(self._net), paths(arch)
+        self._missing = [name for name in own if found[own[name]].shape is None]
+        self._is_new = bool(self._missing)
         if self._is_new:  # one image gives the lazy layers their shapes; what they draw is not kept
             image = torch.zeros(1, arch.in_channels, 32, 32, dtype=self._type, device=self._device)
-            gpus = [torch.cuda.current_device()] if device == "gpu" else []
-            with torch.no_grad(), drawing, torch.random.fork_rng(gpus):
+            drawn = torch.random.fork_rng([torch.cuda.current_device()] if device == "gpu" else [])
+            with torch.no_grad(), drawing, drawn, modes_kept(self._net), taking(image.shape):
                 self._net.eval()(image)
-        self._net.to(memory_format=self._layout)  # type: ignore[call-overload]  # not in PyTorch's stubs
-        state = self._net.state_dict()
-        self._tensors = {name: state[_path(name)] for name in arch.parameter_shapes()}
+        if net is None:  # a user's keeps its layout
+            self._net.to(memory_format=self._layout)  # type: ignore[call-overload]  # not in PyTorch's stubs
+        places = {name: path.rpartition(".") for name, path in own.items()}
+        self._places = {name: (self._net.get_submodule(m), kind) for name, (m, _, kind) in places.items()}
         self._parameters = {
-            name: self._net.get_parameter(_path(name)) for name in self._tensors if not is_statistic(name)
+            name: self._net.get_parameter(path) for name, path in own.items() if not is_statistic(name)
         }
+        self._called = self._net if net is None else net  # as its user has compiled it
         self._stages = self._net.activations
         self._has_moved = False
-        self._called = self._net if net is None else net  # as its user has compiled it
         self._is_compiled = False
         self._shapes: set[torch.Size] = set()  # with a program of their own; all others share one
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        """Canonical name to tensor, wherever `net.to` may have moved it."""
+        return {name: getattr(module, kind) for name, (module, kind) in self._places.items()}
 
     @staticmethod
     def network(net: nn.Module) -> ResNet:
@@ -104,8 +113,9 @@ class Model(contract.Model):
 
     @torch.no_grad()
     def _load_weights(self, weights: Weights) -> None:
+        tensors = self._tensors
         for name, array in weights.items():
-            self._tensors[name].copy_(torch.from_numpy(array))
+            tensors[name].copy_(torch.from_numpy(array))
 
     def _weights(self) -> Weights:
         return {name: self._array(tensor) for name, tensor in self._tensors.items()}
@@ -113,7 +123,7 @@ class Model(contract.Model):
     @torch.no_grad()
     def _predict(self, x: NDArray) -> NDArray:
         X = self._images_in(x)
-        with modes_kept(self._net), autocast(X, self.bfloat16):
+        with modes_kept(self._called), autocast(X, self.bfloat16):
             return self._array(self._called.eval()(X))
 
     @torch.no_grad()
@@ -124,8 +134,32 @@ class Model(contract.Model):
             outputs = self._stages(X)
         return {name: self._array(output) for name, output in outputs.items()}
 
+    @torch.no_grad()
+    def _forward(self, x: NDArray, training: bool) -> dict[str, NDArray]:
+        X, buffers = self._images_in(x), list(self._net.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        with modes_kept(self._net):
+            try:
+                outputs = {"forward": self._net.train(training)(X)}
+                statistics = {name: t for name, t in self._tensors.items() if is_statistic(name)}
+                outputs |= statistics if training else self._net.activations(X)
+                return {name: self._array(output).copy() for name, output in outputs.items()}
+            finally:
+                for buffer, old in zip(buffers, before, strict=True):
+                    buffer.copy_(old)
+
+    def frozen(self) -> set[str]:
+        return {name for name, parameter in self._parameters.items() if not parameter.requires_grad}
+
+    def _check_optimizer(self, recipe: Recipe) -> None:
+        configure = self._net.configure_optimizers
+        if getattr(configure, "__func__", None) is not Classifier.configure_optimizers:
+            names = {parameter: name for name, parameter in self._parameters.items()}
+            found = _figures(configured(configure, recipe), names)
+            check_optimizer(self.arch, recipe, self._net.lr, self.frozen(), found)
+
     def _loss_and_gradients(self, x: NDArray, y: NDArray) -> contract.Evaluation:
-        with modes_kept(self._net), gradients_kept(self._net):
+        with modes_kept(self._called), gradients_kept(self._net):
             loss, logits = loss_and_gradients(
                 self._called, self._images_in(x), self._tensor(y).long(), bfloat16=self.bfloat16
             )
@@ -148,7 +182,8 @@ class Model(contract.Model):
         return undo
 
     def _new_optimizer(self, recipe: Recipe) -> None:
-        self._optimizer = self._net.configure_optimizers(recipe)
+        # the network's own does the same
+        self._optimizer = Classifier.configure_optimizers(self._net, recipe)
         self._optimizer.register_step_pre_hook(self._note_move)
         self._average = {name: t.detach().clone() for name, t in self._tensors.items() if recipe.ema}
         self._trained: Classifier = self._called
@@ -162,7 +197,8 @@ class Model(contract.Model):
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_share"]
         X, Y = self._images_in(x), self._tensor(y).long()
-        loss, logits = train_step(self._trained, self._optimizer, X, Y, recipe, self.bfloat16)
+        with modes_kept(self._called), gradients_kept(self._net):
+            loss, logits = train_step(self._trained, self._optimizer, X, Y, recipe, self.bfloat16)
         if recipe.ema:
             update_average(list(self._average.values()), list(self._tensors.values()), recipe.ema)
         correct = count_correct(logits, Y)
@@ -180,9 +216,10 @@ class Model(contract.Model):
         return total.numpy(force=True)
 
     def _optimizer_state(self) -> Weights:
-        states = {name: self._optimizer.state[p] for name, p in self._parameters.items()}
-        velocities = {name: state.get("momentum_buffer") for name, state in states.items()}
-        return {name: self._array(velocity) for name, velocity in velocities.items() if velocity is not None}
+        trained = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
+        states = {n: (self._optimizer.state[p], p) for n, p in self._parameters.items() if p in trained}
+        # what is frozen has not moved
+        return {n: self._array(s.get("momentum_buffer", torch.zeros_like(p))) for n, (s, p) in states.items()}
 
     def _load_optimizer_state(self, state: Weights) -> None:
         for name, array in state.items():
@@ -243,6 +280,56 @@ def join(group: Group, device: str) -> None:
     )
 
 
-def _path(name: str) -> str:
+def find(net: ResNet) -> dict[str, Found]:
+    """All parameters and buffers by PyTorch's names, but for batch norm's counters."""
+    tensors = dict(net.named_parameters(remove_duplicate=False)) | dict(
+        net.named_buffers(remove_duplicate=False)
+    )
+    return {
+        name: _found(tensor) for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")
+    }
+
+
+def _found(tensor: Tensor) -> Found:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if nn.parameter.is_lazy(tensor):
+        return Found(None, dtype, id(tensor))
+    if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.is_meta:
+        kind = "meta" if tensor.is_meta else type(tensor).__name__
+        return Found(tuple(tensor.shape), f"{dtype} ({kind})", id(tensor))
+    return Found(tuple(tensor.shape), dtype, tensor.data_ptr())
+
+
+def may_differ(net: ResNet) -> bool:
+    """Whether its function may be another than its architecture's: any layer may be replaced."""
+    return True
+
+
+def twin(net: ResNet, dtype: str, device: str) -> Model:
+    """A model of the same architecture, of ours alone, to compare with."""
+    return Model(net.arch, dtype, device)
+
+
+def _figures(optimizer: Any, names: dict[Tensor, str]) -> dict[str, Figures] | str:
+    """How an optimizer moves each parameter, or in words what it is that SGD is not."""
+    if type(optimizer) is not torch.optim.SGD:
+        return type(optimizer).__name__
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "SGD with hooks"
+    figures = {}
+    for group in optimizer.param_groups:
+        if "initial_lr" in group:
+            return "SGD with a schedule"
+        for option in ("nesterov", "dampening", "maximize"):
+            if group[option]:
+                return f"SGD with {option}"
+        for parameter in group["params"]:
+            if parameter not in names:
+                return "SGD of more than the network's parameters"
+            figures[names[parameter]] = Figures(group["lr"], group["momentum"], group["weight_decay"])
+    return figures
+
+
+def paths(arch: Architecture) -> dict[str, str]:
     """Canonical name to PyTorch's: "b2.0.conv1.weight" → "net.b2.0.conv1.weight"."""
-    return "net." + name.replace("last.", "last.dense.")
+    return {name: "net." + name.replace("last.", "last.dense.") for name in arch.parameter_shapes()}

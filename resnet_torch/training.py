@@ -77,7 +77,8 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training != training:  # setting it costs
+                module.training = training
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from common.backend import Model, load_backend
 from common.data import DataModule
 from common.data.pipeline import check_whole
-from common.errors import BadInput, telling_how_to_resume
+from common.errors import BadInput, MissingDevice, telling_how_to_resume
 from common.pages import Console
 from common.recipe import Recipe, with_smoothing
 from common.training.loop import train
@@ -20,7 +20,7 @@ from common.training.together import Plan, train_together
 
 
 class Trainer:
-    """Trains one of a package's networks on Fashion-MNIST or a folder of images, in float32.
+    """Trains one of a package's networks on Fashion-MNIST or a folder of images, in the network's own type.
 
     Every step is the package's `train_step`. A network without weights starts from those of seed 0, so
     that the four packages train the same run; one that has weights goes on from them.
@@ -81,7 +81,11 @@ class Trainer:
         """
         wrapped = self._wrap(model)
         network = type(wrapped.network(model))
+        wrapped.check_recipe(self.recipe)
         with_smoothing(network.loss, self.recipe.label_smoothing)
+        workers = self._workers(wrapped)
+        if workers > 1:
+            self._check_can_be_built(model, wrapped)
         began = ""
         if self.weights:
             start, began, said = pretrained(Path(self.weights), wrapped.arch, data.seed)
@@ -101,13 +105,12 @@ class Trainer:
             recipe=self.recipe,
             schedule=self.schedule,
             warmup_epochs=self.warmup_epochs,
-            precision="float32",
+            precision="bfloat16" if wrapped.bfloat16 else wrapped.dtype,
             device=wrapped.device,
             weights=began,
             **data.settings(),
         )
         again = f"Trainer(..., out={str(folder)!r}, resume=True).fit(model, data)"
-        workers = self._workers(wrapped)
         self.history: list[Record]
         if workers > 1:
             start = wrapped.weights()
@@ -124,12 +127,21 @@ class Trainer:
     def _workers(self, model: Model) -> int:
         return self.num_gpus if model.device == "gpu" else 1
 
+    def _check_can_be_built(self, model: Any, wrapped: Model) -> None:
+        """Raise `ValueError` unless a network built from the architecture is this one, its weights aside."""
+        package = load_backend(self.backend).module.split(".")[0]
+        if type(model).__module__.split(".")[0] != package or wrapped.frozen():
+            raise BadInput(
+                f"on several GPUs each process builds a network of {package}, where nothing is frozen or "
+                "overridden; train this one with num_gpus=1"
+            )
+
     def _wrap(self, model: Any) -> Model:
         backend = load_backend(self.backend)
         if self.num_gpus:
             try:
                 return backend.wrap(model, "gpu")
-            except BadInput as error:
+            except MissingDevice as error:
                 reason = str(error).split(";")[0]
                 Console().print(f"{reason}: training on the CPU", highlight=False, soft_wrap=True)
         return backend.wrap(model, "cpu")
