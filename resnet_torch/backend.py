@@ -94,7 +94,7 @@ class Model(contract.Model):
         return {name: getattr(module, kind) for name, (module, kind) in self._places.items()}
 
     @staticmethod
-    def network(net: nn.Module) -> ResNet:
+    def network(net: Any) -> ResNet:
         net = getattr(net, "_orig_mod", net)  # of torch.compile
         if isinstance(net, (nn.DataParallel, DistributedDataParallel)):
             raise BadInput(

@@ -105,7 +105,7 @@ class Conv2d(nn.Conv2d):
     def forward(self, X: Tensor) -> Tensor:
         if self.same:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            X = pad_same(X, self.kernel_size, self.stride, self.dilation, mode)
+            X = pad_same(X, self.kernel_size, self.stride, self.dilation, mode)  # type: ignore[arg-type]
         return self._conv_forward(X, self.weight, self.bias)  # TorchScript has no `super()`
 
     def extra_repr(self) -> str:
@@ -133,7 +133,7 @@ class LazyConv2d(nn.LazyConv2d, Conv2d):
 class Linear(nn.Linear):
     """Dense layer."""
 
-    forward = one_operation(nn.Linear.forward)
+    forward = one_operation(nn.Linear.forward)  # type: ignore[assignment]
 
     def reset_parameters(self) -> None:
         glorot_(self.weight, self.bias)
