@@ -369,8 +369,11 @@ def _attribute(name: str) -> str:
     }[kind]
 
 
-def _place(net: ResNet, name: str) -> tuple[keras.layers.Layer | None, str]:
-    """Canonical name to Keras': "b2.0.bn1.weight" → layer bn1 of block 0 of stage b2, and gamma."""
+def _place(net: ResNet, name: str) -> tuple[Any, str]:
+    """Canonical name to Keras': "b2.0.bn1.weight" → layer bn1 of block 0 of stage b2, and gamma.
+
+    The layer is None where something was replaced.
+    """
     stage, *inner, _ = name.replace("last.", "last.dense.").split(".")
     try:
         layer = net.net.get_layer(stage)
@@ -384,8 +387,8 @@ def _place(net: ResNet, name: str) -> tuple[keras.layers.Layer | None, str]:
     return layer, _attribute(name)
 
 
-def _variable(net: ResNet, name: str) -> keras.Variable | None:
-    """What it is in a network that has been built, and where nothing was replaced."""
+def _variable(net: ResNet, name: str) -> Any:
+    """Keras' variable; None in a network that has not been built, and where something was replaced."""
     layer, attribute = _place(net, name)
     found = getattr(layer, attribute, None)
     return found if isinstance(found, keras.Variable) else None

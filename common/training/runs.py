@@ -136,13 +136,13 @@ class Run:
         """A new run.
 
         Raises:
-            ValueError: if the folder holds a run already, or anything else, or cannot be written.
+            ValueError: if the folder holds a run already, or files of the names of one, or cannot be written.
         """
         if is_run(folder):
             raise BadInput(f"{folder} already holds a run; go on with it (--resume) or choose another folder")
         run = cls(output_folder(folder), settings)
-        if others := [path.name for path in run.folder.iterdir() if not _is_of_start(path)]:
-            raise BadInput(f"{folder} is no run and not empty ({some(others)}); choose another folder")
+        if taken := [name for name in FILES if _is_taken(run.folder / name)]:
+            raise BadInput(f"{folder} is no run, but has {some(taken)}; choose another folder")
         try:
             write_atomically(run.folder / "history.jsonl", "")
             said = run.fields | {"sha256": run.sha256}
@@ -499,9 +499,9 @@ def _read_run(folder: str | os.PathLike[str]) -> tuple[Settings, dict[str, Any]]
         raise BadInput(f"{path} is damaged ({error}); put it right or start a new run") from None
 
 
-def _is_of_start(path: Path) -> bool:
-    """Whether a new run's folder may have this: what a start that was killed leaves, and hidden files."""
-    return path.name.startswith(".") or (path.name == "history.jsonl" and not path.stat().st_size)
+def _is_taken(path: Path) -> bool:
+    """Whether a new run would write over this; a start that was killed leaves an empty history."""
+    return path.exists() and not (path.name == "history.jsonl" and not path.stat().st_size)
 
 
 def read_history(folder: str | os.PathLike[str]) -> list[Record]:

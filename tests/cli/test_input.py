@@ -155,7 +155,6 @@ def test_bad_input_to_train(stopped: Path, tmp_path: Path, arguments: list[str],
         (["--out", "file"], ["cannot write to the folder file: File exists"]),
         (["--out", "link"], ["cannot write to the folder link: File exists"]),
         (["--out", "file/run"], ["cannot write to the folder file/run: Not a directory"]),
-        (["--out", "."], [". is no run and not empty (file, link)"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") and len(value) < 3 else "",
 )

@@ -404,15 +404,23 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "best.safetensors", "history.jsonl", "a class/photo.jpg"])
-def test_a_folder_that_is_somebody_elses_is_left_alone(tmp_path: Path, name: str) -> None:
-    (tmp_path / "run" / name).parent.mkdir(parents=True)
+@pytest.mark.parametrize("name", ["best.safetensors", "history.jsonl", "curves.png"])
+def test_a_new_run_writes_over_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("mine")
     data = tiny_data()
     with pytest.raises(BadInput) as error:
         train(settings("oracle", data), data, tmp_path / "run")
-    one_line(error, "is no run and not empty", name.split("/")[0], "choose another folder")
-    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == [name.split("/")[-1]]
+    one_line(error, "is no run, but has", name, "choose another folder")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
+
+
+def test_a_new_run_may_have_files_of_its_user_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "train.log").write_text("mine")
+    data = tiny_data()
+    train(settings("oracle", data), data, tmp_path / "run")
+    assert (tmp_path / "run" / "train.log").read_text() == "mine"
 
 
 def test_what_a_killed_write_left_is_removed_and_nothing_else(
