@@ -91,6 +91,8 @@ class Model(contract.Model):
                 parameter.initialize(mx.init.Zero(), self._device, force_reinit=True)
             elif parameter.list_ctx() != [self._device]:
                 parameter.reset_ctx(self._device)
+            if parameter.grad_req != "null":  # a copy of a network has gradients, but they are no one's
+                autograd.mark_variables(parameter.list_data(), parameter.list_grad(), parameter.grad_req)
         if Store.here:
             Store.here.open(self._parameters.values())
         self._trainer: Any = None  # Gluon's, once there is a recipe

@@ -310,7 +310,7 @@ def twin(net: ResNet, dtype: str, device: str) -> Model:
     return Model(net.arch, dtype, device)
 
 
-def _figures(optimizer: Any, names: dict[Tensor, str]) -> dict[str, Figures] | str:
+def _figures(optimizer: Any, names: dict[nn.Parameter, str]) -> dict[str, Figures] | str:
     """How an optimizer moves each parameter, or in words what it is that SGD is not."""
     if type(optimizer) is not torch.optim.SGD:
         return type(optimizer).__name__

@@ -26,6 +26,8 @@ from common.recipe import PLAIN, Recipe
 from common.weights import Weights, initial_weights, is_statistic
 from tests.helpers import build, built, default_dtype, one_line, random_batch, random_weights
 
+pytestmark = pytest.mark.core_in("torch", "oracle")  # the others take long
+
 ROOT = Path(__file__).parents[1]
 SMALL = Architecture(stages=((1, 4), (1, 6)), in_channels=2, num_classes=5, stem_channels=4)
 AVERAGED = Recipe(momentum=0.9, ema=0.9)

@@ -19,6 +19,8 @@ from common.errors import BadInput
 from common.recipe import Recipe
 from tests.helpers import ROUNDING, SINGLE, deviation, one_line, random_batch, random_weights
 
+pytestmark = pytest.mark.core_in("torch", "mxnet")  # the others take long
+
 SMALL = Architecture(stages=((1, 4), (1, 6)), num_classes=5, stem_channels=4)
 X, Y = random_batch(SMALL, 3, 32, 32)
 HOLDING = ["torch", "mxnet", "tf"]  # networks that hold their weights; Flax's do not

@@ -188,6 +188,7 @@ def test_what_a_network_says_of_its_classes_is_what_it_has(
 # Over an axis
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("arch", [SMALL, BOTTLENECK], ids=["residual", "resnext"])
 def test_batch_norm_goes_over_an_axis_by_name(package: ModuleType, arch: Architecture) -> None:
     """In training; what each part of the batch gives is what the whole one would, statistics too."""
@@ -207,6 +208,7 @@ def test_batch_norm_goes_over_an_axis_by_name(package: ModuleType, arch: Archite
         assert deviation(leaf, np.stack([other] * 2)) <= SINGLE
 
 
+@pytest.mark.deep
 def test_under_the_contract_the_axis_is_the_batch(package: ModuleType) -> None:
     x, y = random_batch(SMALL, 2, 32, 32)
     plain, named = (load_backend("jax").wrap(package.ResNet(SMALL, axis_name=n)) for n in (None, "batch"))

@@ -415,8 +415,11 @@ def test_an_option_there_is_not_is_no_option(model: Any, batch: tuple) -> None:
 def frozen_gradients(backend: str, model: Any, x: NDArray, y: NDArray) -> set[str]:
     """Names of what a frozen step has gradients of, as each framework keeps them."""
     if backend == "torch":
+        found: set[str] = set()
+        for name, p in model._parameters.items():
+            p.register_post_accumulate_grad_hook(lambda _, name=name: found.add(name))
         model.train_step(x, y, LR, freeze="backbone")
-        return {name for name, p in model._parameters.items() if p.grad is not None}
+        return found
     if backend == "mxnet":
         model.loss_and_gradients(x, y)
         parameters = {name: p for name, p in model._parameters.items() if not is_statistic(name)}

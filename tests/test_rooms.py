@@ -19,6 +19,7 @@ FLOORS = (
     {"architecture", "files", "processes"},
     {"layout", "weights"},
     {"deviation", "horizon", "recipe", "summary"},
+    {"gate"},
     {"backend"},
     {"oracle", "pages", "data"},
     {"proof", "bench", "interop", "training"},

@@ -252,6 +252,7 @@ def moved(net: Any, act: Any) -> bool:
     return bool((net.non_trainable_variables[0].numpy() != before).any())
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("case", ["no arguments", "*args", "other names"])
 def test_a_users_subclass_is_saved_and_loaded(keras: Any, batch: tuple, tmp_path: Path, case: str) -> None:
     net = subclasses()[case]()
@@ -281,6 +282,7 @@ def test_fit_is_the_step_of_all_packages(keras: Any, batch: tuple, case: str) ->
     assert deviation(load_backend("tf").wrap(net).weights(), oracle.weights()) <= SINGLE
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("is_built", [False, True])
 def test_what_is_frozen_stays_frozen(keras: Any, batch: tuple, tmp_path: Path, is_built: bool) -> None:
     net = package().ResNet(SMALL, num_classes=5)
@@ -298,6 +300,7 @@ def test_what_is_frozen_stays_frozen(keras: Any, batch: tuple, tmp_path: Path, i
     assert (block.name, block.trainable_variables) == ("mine", [])
 
 
+@pytest.mark.deep
 def test_layers_and_variables_keep_their_names(keras: Any, batch: tuple, tmp_path: Path) -> None:
     net = package().ResNet(SMALL, num_classes=5, name="mine")
     net(batch[0][:1])
@@ -306,6 +309,7 @@ def test_layers_and_variables_keep_their_names(keras: Any, batch: tuple, tmp_pat
     assert keras.models.clone_model(net).name == "mine"
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("policy", ["float64", "mixed_bfloat16"])
 def test_dtype_is_that_of_all_layers(keras: Any, batch: tuple, tmp_path: Path, policy: str) -> None:
     from resnet_tf.layers import sublayers
@@ -316,6 +320,7 @@ def test_dtype_is_that_of_all_layers(keras: Any, batch: tuple, tmp_path: Path, p
         assert {layer.dtype_policy.name for layer in sublayers(model)} == {policy}
 
 
+@pytest.mark.deep
 def test_the_precision_of_one_layer_is_saved(keras: Any, batch: tuple, tmp_path: Path) -> None:
     net = package().ResNet(SMALL, num_classes=5)
     x = batch[0][:2]
@@ -505,6 +510,7 @@ except BadInput as error:
 """
 
 
+@pytest.mark.deep
 def test_several_workers_train_as_one_and_share_files(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", TOGETHER], cwd=tmp_path, capture_output=True, text=True, timeout=300
@@ -513,6 +519,7 @@ def test_several_workers_train_as_one_and_share_files(tmp_path: Path) -> None:
     assert done.stdout == "SGD with clipnorm is for one worker; leave it out, or train on one device\n"
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("ending", ["", "_over_workers"])
 def test_a_file_of_an_earlier_version_is_loaded(
     keras: Any, batch: tuple, tmp_path: Path, ending: str

@@ -525,6 +525,7 @@ def test_what_fit_cannot_do_is_said_before_a_run_begins(torch: Any, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("sample_only")
 def test_a_compiled_network_is_trained_compiled(torch: Any, tmp_path: Path) -> None:
     from resnet_torch import ResNet, Trainer
@@ -577,6 +578,7 @@ def programs(torch: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
+@pytest.mark.deep
 def test_a_compiled_model_takes_any_number_of_batch_sizes(torch: Any, programs: list[Any]) -> None:
     """The first four have programs of their own, and keep them; those after the fifth share one."""
     arch = Architecture(((1, 4),), stem_channels=4, num_classes=5)
@@ -590,6 +592,7 @@ def test_a_compiled_model_takes_any_number_of_batch_sizes(torch: Any, programs: 
     assert counts == [1, 2, 3, 4, 5, *[6] * 5]
 
 
+@pytest.mark.deep
 def test_any_number_of_models_are_compiled_in_one_process(torch: Any, programs: list[Any]) -> None:
     for channels in range(1, 11):
         arch = Architecture(((1, channels),), stem_channels=channels)
@@ -598,6 +601,7 @@ def test_any_number_of_models_are_compiled_in_one_process(torch: Any, programs: 
         assert len(programs) == channels
 
 
+@pytest.mark.deep
 def test_a_compiled_model_trains_on_one_pixel(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where batch norm has one value a channel; all that is compiled but the C++."""
     from resnet_torch import backend
