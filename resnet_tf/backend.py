@@ -234,13 +234,15 @@ class Model(contract.Model):
         return self._strategy.scope() if self._strategy else nullcontext()
 
     def _shared(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A compiled function that knows of the other workers, if there are any."""
+        """A compiled function that knows of the other workers, if there are any.
+
+        Of every size one of its own: one for many would round otherwise, and a run that is resumed meets its
+        batches in another order.
+        """
         strategy = self._strategy
         if not strategy:
-            return tf.function(function, reduce_retracing=True)
-        return tf.function(
-            lambda *arrays, **options: strategy.run(function, arrays, options), reduce_retracing=True
-        )
+            return tf.function(function)
+        return tf.function(lambda *arrays, **options: strategy.run(function, arrays, options))
 
     def _run(self, graph: Callable[..., Any], *arrays: NDArray, **options: Any) -> Any:
         """Call a compiled function where the model is: TensorFlow prefers a GPU wherever there is one."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from common import pages
 from common.backend import BACKENDS, Backend
@@ -205,7 +206,7 @@ def show_summary(rows: Mapping[str, list[Row]]) -> None:
         table.add_column(LABELS[name], justify="right", no_wrap=True)
     table.add_column("same")
     for stage in zip(*rows.values(), strict=True):
-        cells = [f"{row.shape_text}\n[dim]{row.parameters:,}[/]" for row in stage]
+        cells = [Text.assemble(row.shape_text, "\n", (f"{row.parameters:,}", "dim")) for row in stage]
         table.add_row(stage[0].name, stage[0].kind, *cells, _tick(len(set(stage)) == 1))
     totals = [sum(row.parameters for row in column) for column in rows.values()]
     table.add_row("", "parameters", *[f"{total:,}" for total in totals], _tick(len(set(totals)) == 1))
