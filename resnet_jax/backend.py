@@ -116,6 +116,7 @@ class Model(contract.Model):
 
     def _forward(self, x: NDArray, training: bool) -> dict[str, NDArray]:
         net = self._net.clone(training=training)
+        passes: dict[str, Callable[..., Any]]
         passes = {"rest": partial(net.apply, method="activations"), "forward": net.apply}
         if training:
             passes = {"rest": partial(net.apply, mutable=["batch_stats"])}
