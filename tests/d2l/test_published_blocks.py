@@ -40,7 +40,7 @@ def test_d2l_is_the_published_version() -> None:
 @frameworks
 @blocks
 def test_parameters_are_those_of_d2l(block_class: Callable, framework: str, block: str) -> None:
-    """Ours have more: what other people's blocks do otherwise, before Flax's `training`, and Flax's dtype and axis."""
+    """Ours have more: what other blocks do otherwise, before Flax's `training`, and Flax's dtype and axis."""
     ours, published = (parameters(block_class(framework, origin, block)) for origin in ("ours", "d2l"))
     own = ["shortcut_norm" if block == "Residual" else "stride_on", "epsilon", "padding", "decay"]
     own += ["dtype", "axis_name"] if framework == "jax" else []
