@@ -211,17 +211,14 @@ class Model(ABC):
             self._check_trains(PLAIN)
             images = self._images(x)
             labels = self._labels(y, len(images))
-            undo = self._keep()
-            with self._changing("loss_and_gradients", undo):
+            with self._unchanged("loss_and_gradients"):
                 found = self._loss_and_gradients(images, labels)
-                evaluation = Evaluation(
+                return Evaluation(
                     float(found.loss),
                     owned(found.logits, self.dtype),
                     all_owned(found.gradients, self.dtype),
                     all_owned(found.running, self.dtype),
                 )
-                undo()
-        return evaluation
 
     def train_step(
         self,
@@ -396,11 +393,11 @@ class Model(ABC):
     def forward(self, x: NDArray, training: bool) -> dict[str, NDArray]:
         """What `check_function` compares: the logits as the network gives them to its user, uncompiled.
 
-        In evaluation, the stages of its `activations` besides; in training, the running statistics, which
-        are afterwards as before.
+        In evaluation, the stages of its `activations` besides; in training, the running statistics as this
+        pass would leave them.
         """
-        with self._turn():
-            return self._forward(x, training)
+        with self._turn(), self._unchanged("a pass"):
+            return all_owned(self._forward(owned(x, self.dtype), training), self.dtype)
 
     def draw_missing(self) -> None:
         """Give what has no weights those that `build` would give it."""
@@ -446,6 +443,14 @@ class Model(ABC):
             if is_whole and undo():
                 self._cut_short = ""
             raise
+
+    @contextmanager
+    def _unchanged(self, what: str) -> Iterator[None]:
+        """Around a pass that moves running statistics, which are afterwards as before."""
+        undo = self._keep()
+        with self._changing(what, undo):
+            yield
+            undo()
 
     def _check_not_averaged(self, what: str, do: str) -> None:
         if self._averaging:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from common.architecture import Architecture, Shape
 from common.errors import BadInput
+from common.reading import some
 from common.recipe import Recipe, is_last
-from common.weights import some
+from common.weights import other_names
 
 # Largest part by which a network may differ from one of ours with its weights: other roundings do no more.
 BOUNDS = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 5e-2}
@@ -60,13 +61,7 @@ def check_found(
         ValueError: unless they are exactly the architecture's, each an array of its own, and of one type.
     """
     shapes = {paths[name]: shape for name, shape in arch.parameter_shapes().items()}
-    problems = []
-    for word, names in (
-        ("missing", [name for name in shapes if name not in found]),
-        ("extra", [name for name in found if name not in shapes]),
-    ):
-        if names:
-            problems.append(f"{word}: {some(names)}")
+    problems = other_names(shapes, found)
     own = {name: found[name] for name in shapes if name in found}
     wrong = [
         f"{name} is {array.shape}, expected {shapes[name]}"
@@ -128,7 +123,6 @@ def check_function(
         forward, ours: images (N, C, H, W) and whether to train → logits and what else there is to compare.
     """
     images = np.random.default_rng(0).random((2, arch.in_channels, *[arch.smallest_input] * 2))
-    images = images.astype("float64" if dtype == "float64" else "float32")
     for training, when in ((False, "in evaluation"), (True, "in training")):
         with taking(images.shape):
             found = forward(images, training)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,20 +71,20 @@ def check_weights(arch: Architecture, weights: Mapping[str, NDArray]) -> Weights
         raise BadInput(f"the weights do not fit this architecture; {error}") from None
 
 
+def other_names(expected: Collection[str], found: Collection[str]) -> list[str]:
+    """What is missing of the names that are expected, and what is extra, each in a few words."""
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    return [f"{word}: {some(names)}" for word, names in (("missing", missing), ("extra", extra)) if names]
+
+
 def check_tensors(shapes: Mapping[str, Shape], tensors: Mapping[str, NDArray]) -> Weights:
     """The tensors as arrays in the order of `shapes`.
 
     Raises:
         ValueError: for names missing or extra, wrong shapes, wrong types, and NaN or infinity.
     """
-    problems = []
-    for word, names in (
-        ("missing", [name for name in shapes if name not in tensors]),
-        ("extra", [name for name in tensors if name not in shapes]),
-    ):
-        if names:
-            problems.append(f"{word}: {some(names)}")
-
+    problems = other_names(shapes, tensors)
     arrays = {name: np.asarray(tensors[name]) for name in shapes if name in tensors}
     wrong_shape = [
         f"{name} is {array.shape}, expected {shapes[name]}"

@@ -124,9 +124,9 @@ class Model(contract.Model):
         found = once(self._own_variables(), self._images_in(x))
         if training:
             logits, updates = found["rest"]
-            return {"forward": np.array(logits), **self._named(updates)}
+            return {"forward": np.asarray(logits), **self._named(updates)}
         outputs = {"forward": found["forward"], **found["rest"]}
-        return {name: np.array(output, self.dtype) for name, output in outputs.items()}
+        return {name: np.asarray(output) for name, output in outputs.items()}
 
     def _check_optimizer(self, recipe: Recipe) -> None:
         if type(self._net).configure_optimizers is not Classifier.configure_optimizers:

@@ -117,8 +117,6 @@ class Model(contract.Model):
 
     def _forward(self, x: NDArray, training: bool) -> dict[str, NDArray]:
         X = self._array(x)
-        statistics = {name: p for name, p in self._parameters.items() if is_statistic(name)}
-        before = {name: parameter.data().copy() for name, parameter in statistics.items()}
         X.attach_grad()
         with exact_decay(self._net) if training else nullcontext():
             with autograd.record(train_mode=training):
@@ -126,11 +124,9 @@ class Model(contract.Model):
                 total = outputs["forward"].sum()
             if training:  # only the way back moves the statistics
                 autograd.grad(total, X)
-        outputs |= {n: p.data() for n, p in statistics.items()} if training else self._net.activations(X)
-        found = {name: output.asnumpy() for name, output in outputs.items()}
-        for name, parameter in statistics.items():
-            parameter.set_data(before[name])
-        return found
+        statistics = {name: p.data() for name, p in self._parameters.items() if is_statistic(name)}
+        outputs |= statistics if training else self._net.activations(X)
+        return {name: output.asnumpy() for name, output in outputs.items()}
 
     def frozen(self) -> set[str]:
         return {n for n, p in self._parameters.items() if p.grad_req == "null" and not is_statistic(n)}

@@ -96,18 +96,14 @@ class Model(contract.Model):
         return {name: nchw(output.numpy()) for name, output in outputs.items()}
 
     def _forward(self, x: NDArray, training: bool) -> dict[str, NDArray]:
-        statistics = {name: v for name, v in self._variables.items() if is_statistic(name)}
-        before = {name: variable.numpy() for name, variable in statistics.items()}
         with tf.device(self._device):
             X = tf.convert_to_tensor(nhwc(x))
             outputs = {"forward": self._net(X, training=training)}
             if self._net.losses:
                 raise BadInput("the network has losses of its own, which no step adds; use weight_decay")
+            statistics = {name: v for name, v in self._variables.items() if is_statistic(name)}
             outputs |= statistics if training else self._net.activations(X)
-        found = {name: np.asarray(output, self.dtype) for name, output in outputs.items()}
-        for name, variable in statistics.items():
-            variable.assign(before[name])
-        return found
+        return {name: np.asarray(output) for name, output in outputs.items()}
 
     def frozen(self) -> set[str]:
         names = [name for name in self._variables if not is_statistic(name)]

@@ -136,17 +136,12 @@ class Model(contract.Model):
 
     @torch.no_grad()
     def _forward(self, x: NDArray, training: bool) -> dict[str, NDArray]:
-        X, buffers = self._images_in(x), list(self._net.buffers())
-        before = [buffer.clone() for buffer in buffers]
+        X = self._images_in(x)
         with modes_kept(self._net):
-            try:
-                outputs = {"forward": self._net.train(training)(X)}
-                statistics = {name: t for name, t in self._tensors.items() if is_statistic(name)}
-                outputs |= statistics if training else self._net.activations(X)
-                return {name: self._array(output).copy() for name, output in outputs.items()}
-            finally:
-                for buffer, old in zip(buffers, before, strict=True):
-                    buffer.copy_(old)
+            outputs = {"forward": self._net.train(training)(X)}
+            statistics = {name: t for name, t in self._tensors.items() if is_statistic(name)}
+            outputs |= statistics if training else self._net.activations(X)
+        return {name: self._array(output) for name, output in outputs.items()}
 
     def frozen(self) -> set[str]:
         return {name for name, parameter in self._parameters.items() if not parameter.requires_grad}

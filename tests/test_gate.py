@@ -273,6 +273,26 @@ def test_an_own_forward_that_raises_is_one_line(backend: str) -> None:
     refused(backend, with_forward(backend, fail)(SMALL), "TypeError: ", "no such images")
 
 
+def test_a_network_that_fails_in_training_is_left_as_it_was(backend: str) -> None:
+    if backend == "jax":
+        pytest.skip("a Flax module holds no weights")
+    passes = []
+
+    def fail_later(logits: Any) -> Any:
+        passes.append(logits)
+        if len(passes) > failing:
+            raise TypeError("no more")
+        return logits
+
+    failing = 99
+    net = made(backend, with_forward(backend, fail_later))
+    before = wrap(backend, net).weights()
+    passes, failing = [], 1  # of the two that `wrap` tries, the one in training
+    refused(backend, net, "the network fails at images", "TypeError: ")
+    failing = 99
+    np.testing.assert_equal(wrap(backend, net).weights(), before)
+
+
 # Types
 
 
