@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import Any
 
@@ -26,6 +26,16 @@ class Console(Terminal):
 
     def render_str(self, text: str, *arguments: Any, **options: Any) -> Text:
         return super().render_str(shown(text), *arguments, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process."""
+
+    def say(self, line: str) -> None:
+        """A plain line; what cannot be written or encoded there ends nothing."""
+        encoding = getattr(self.file, "encoding", None) or "utf-8"
+        encoded = line.encode(encoding, "backslashreplace").decode(encoding)
+        with suppress(OSError):
+            self.print(encoded, emoji=False, highlight=False, markup=False, soft_wrap=True)
 
 
 def say(line: str) -> None:

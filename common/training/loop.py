@@ -23,11 +23,12 @@ from common.backend import Model
 from common.data import Batch, DataModule, FashionMNIST
 from common.errors import BadInput, Stopped
 from common.oracle import softmax_cross_entropy
+from common.pages import Console
 from common.processes.group import ALONE, Group
 from common.processes.launcher import FINISHING, hangs_up
 from common.training import curves
 from common.training.events import Events, check_tensorboard
-from common.training.progress import Progress, Terminal, show_runs
+from common.training.progress import Progress, show_runs
 from common.training.runs import (
     Checkpoint,
     Follower,
@@ -206,7 +207,7 @@ def _finished(folder: Path) -> list[Record]:
     """The history of a run that is finished, whose curves are drawn again."""
     run, checkpoint = Run.load(folder)
     if checkpoint and checkpoint.warning:
-        Terminal().say(checkpoint.warning)
+        Console().say(checkpoint.warning)
     with held(folder):
         curves.draw(folder, {run.settings.backend: run.history})
     return run.history

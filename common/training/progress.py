@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from rich import box
@@ -23,23 +22,6 @@ def track(items: Iterable[T], what: str, count: int) -> Iterator[T]:
     console = Console()
     with Bar(console=console, disable=not console.is_terminal, transient=True) as bar:
         yield from bar.track(items, count, description=what)
-
-
-class Terminal(Console):
-    """Standard output for lines that need no colour; what cannot be written or encoded there ends nothing."""
-
-    def __init__(self, quiet: bool = False) -> None:
-        super().__init__(highlight=False, quiet=quiet)
-
-    def on_broken_pipe(self) -> None:
-        """Rich would end the process."""
-
-    def say(self, line: str) -> None:
-        """A line of its own."""
-        encoding = getattr(self.file, "encoding", None) or "utf-8"
-        shown = line.encode(encoding, "backslashreplace").decode(encoding)
-        with suppress(OSError):
-            self.print(shown, soft_wrap=True, markup=False)
 
 
 def show_runs(histories: Mapping[str, Sequence[Record]]) -> None:
@@ -89,7 +71,7 @@ class Progress:
 
     def __init__(self, settings: Settings, num_batches: int, quiet: bool = False) -> None:
         self.epochs, self.num_batches = settings.epochs, num_batches
-        self.console = Terminal(quiet)
+        self.console = Console(highlight=False, quiet=quiet)
         self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -90,7 +90,7 @@ class Trainer:
         if self.weights:
             start, began, said = pretrained(Path(self.weights), wrapped.arch, data.seed)
             wrapped.load_weights(start)
-            Console().print(said, highlight=False, soft_wrap=True, markup=False)
+            Console().say(said)
         elif self.resume and self.out:
             began = read_settings(self.out).weights
             if began:
@@ -143,5 +143,5 @@ class Trainer:
                 return backend.wrap(model, "gpu")
             except MissingDevice as error:
                 reason = str(error).split(";")[0]
-                Console().print(f"{reason}: training on the CPU", highlight=False, soft_wrap=True)
+                Console().say(f"{reason}: training on the CPU")
         return backend.wrap(model, "cpu")

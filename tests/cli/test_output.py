@@ -16,7 +16,7 @@ import pytest
 
 from common import Architecture, cli, initial_weights, save_checkpoint
 from common.data import sample
-from common.training.progress import Terminal
+from common.pages import Console
 from common.training.runs import is_finished
 from tests.cli.commands import SHORT, command
 
@@ -112,11 +112,11 @@ def test_ascii_and_names_that_are_no_unicode_are_shown_with_escapes(tmp_path: Pa
 def test_lines_of_a_run_in_a_script_are_escaped_as_well(tmp_path: Path) -> None:
     """Where nobody has replaced standard output: in a notebook, in somebody's program."""
     with open_text(str(tmp_path / "said"), "ascii") as stdout, redirect_stdout(stdout):
-        Terminal().say("28×28 \udcff")
+        Console().say("28×28 \udcff")
     assert (tmp_path / "said").read_text("ascii") == "28\\xd728 \\udcff\n"
     stdout = closed_pipe()
     with redirect_stdout(stdout):
-        Terminal().say("a line")
+        Console().say("a line")
     with suppress(BrokenPipeError):  # it still has the line
         stdout.close()
 
