@@ -77,7 +77,7 @@ def names(body: list[ast.stmt], lines: list[str], in_class: bool) -> Iterator[Na
                     if bases and member.kind != "data" and not member.docstring:
                         member.docstring = f"As in `{bases}`."
                 yield Name(name, "class", f"({bases})" if bases else "", docstring(node), members)
-            case ast.FunctionDef(name=name) if name[0] != "_":
+            case ast.FunctionDef(name=name) if name[0] != "_" and not is_setter(node):
                 yield function(node, in_class)
             case ast.FunctionDef(name="__init__" | "__call__" as name):
                 yield Name(name, "method", signature(node, in_class), docstring(node))
@@ -88,6 +88,11 @@ def names(body: list[ast.stmt], lines: list[str], in_class: bool) -> Iterator[Na
                 )
             case ast.Assign(targets=[ast.Name(id=name)]) if name[0] != "_":
                 yield Name(name, "data", f" = {short(node.value)}", comment(lines, node.lineno))
+
+
+def is_setter(node: ast.FunctionDef) -> bool:
+    """Whether this is the other half of a property, which is described where its value is."""
+    return any(ast.unparse(decorator) == f"{node.name}.setter" for decorator in node.decorator_list)
 
 
 def function(node: ast.FunctionDef, in_class: bool) -> Name:
