@@ -6,25 +6,43 @@ import struct
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from itertools import count, islice, takewhile
+from itertools import chain, count, islice, takewhile
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto, BundleHeaderProto
+from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from common.errors import BadInput, MissingFile
 from common.files import cannot_write, write_atomically
-from common.reading import open_zip, parse_json
+from common.reading import brief, fits, open_zip, parse_json, read_file, shown, some
 from common.weights import from_bfloat16
+
+# Layers that a ResNet has, or that do nothing in inference, and what of their options is served.
+LAYERS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "Activation": {"activation": ("relu", "linear", "softmax")},
+    "BatchNormalization": {"epsilon": (1.001e-5,), "center": (True,), "scale": (True,)},
+    "Conv2D": {"activation": ("linear", None), "dilation_rate": ([1, 1], 1)},
+    "Dense": {"activation": ("linear", "softmax", None)},
+    "MaxPooling2D": {"pool_size": ([3, 3], 3), "strides": ([2, 2], 2)},
+    "ReLU": {"max_value": (None,), "negative_slope": (0, None), "threshold": (0, None)},
+    **{kind: {} for kind in ("Add", "Flatten", "GlobalAveragePooling2D", "InputLayer")},
+    **{kind: {} for kind in ("Softmax", "ZeroPadding2D")},
+    **{kind: {} for kind in ("Dropout", "GaussianDropout", "GaussianNoise", "SpatialDropout2D")},
+    **{f"Random{what}": {} for what in ("Brightness", "Contrast", "Flip", "Rotation", "Translation", "Zoom")},
+}
+MODELS = ("Functional", "Model", "Sequential")
+INDEX = ".weights.json"  # of weights in several files
+APPLICATION = "conv1_conv/kernel"  # of keras.applications' ResNets
 
 HDF5, ZIP, TABLE = (
     b"\x89HDF\r\n\x1a\n",
@@ -45,7 +63,6 @@ VARIABLES = {
 }
 # Convolutions of keras.applications' ResNets, to their blocks.
 APPLICATIONS = {53: (3, 4, 6, 3), 104: (3, 4, 23, 3), 155: (3, 8, 36, 3)}
-GROUPS = {"Conv2D": "conv2d", "BatchNormalization": "batch_normalization", "Dense": "dense"}
 
 # HDF5's message types, layouts, datatypes, and what a link in a symbol table is
 DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL, LAYOUT, ATTRIBUTE = 0x1, 0x2, 0x3, 0x6, 0x7, 0x8, 0xC
@@ -63,9 +80,10 @@ NEWER = "it is not laid out as Keras does, or has links; load it in Keras and sa
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 NUMBERS = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64)
-NO_WEIGHTS = re.compile(
-    r"_CHECKPOINTABLE_OBJECT_GRAPH|(save_counter|optimizer|keras_api)/|.*/\.OPTIMIZER_SLOT/"
-)
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+# Keras' models, but not what is an attribute of something else: by number, whatever the layers are called.
+NUMBERED = re.compile(r"(.*/)?_operations/|(variables|layer_with_weights-\d+)/")
+NO_WEIGHTS = re.compile(rf"{GRAPH}|(save_counter|optimizer|keras_api)/|.*/\.OPTIMIZER_SLOT/")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
@@ -129,6 +147,8 @@ def reader(path: Path) -> tuple[Callable[[Path], tuple[dict[str, NDArray], list[
         if latest is None:
             raise BadInput(f"{path}/checkpoint names no checkpoint; {KNOWN}")
         path = path / Path(latest[1].decode(errors="replace")).name  # in this folder, whatever path it names
+    if (path / "saved_model.pb").is_file():  # a program, of which the variables are read
+        path = path / "variables" / "variables"
     if path.suffix != ".index" and Path(f"{path}.index").is_file():
         return _read_checkpoint, path
     if not path.is_file():
@@ -139,6 +159,8 @@ def reader(path: Path) -> tuple[Callable[[Path], tuple[dict[str, NDArray], list[
         end = file.read()
     if start == HDF5:
         return _read_h5, path
+    if path.name.endswith(INDEX):
+        return _read_shards, path
     if start.startswith(ZIP):
         return _read_keras, path
     if end == TABLE and path.suffix == ".index":
@@ -158,11 +180,41 @@ def _read_h5(path: Path) -> tuple[dict[str, NDArray], list[str]]:
         return _read_hdf5(data)
 
 
+def _read_shards(index: Path) -> tuple[dict[str, NDArray], list[str]]:
+    """Of the files that Keras' index names, which have a layer's name only where it begins."""
+    places = parse_json(read_file(index), dict)["weight_map"]
+    if not fits(places, dict[str, list[str]]):
+        raise BadInput("its weight_map is not of names and lists of files; take another copy")
+    groups = [place.strip("/").removesuffix("/vars") for place in places]
+    names = _counted(_application(groups))
+    found: dict[str, dict[int, tuple[NDArray, bool]]] = {}
+    for name in dict.fromkeys(chain.from_iterable(places.values())):
+        if Path(name).name != name:
+            raise BadInput(f"it names {brief(name)}, which is no file beside it; take another copy")
+        with index.with_name(name).open("rb") as part, mmap(part.fileno(), 0, access=ACCESS_READ) as data:
+            file = _HDF5(data)
+            for path in file.nodes:
+                if (at := re.fullmatch(r"(.+)/vars/(\d+)", path)) and at[1] in groups:
+                    found.setdefault(at[1], {})[int(at[2])] = file.array(path)
+                    if _has(file.nodes[f"{at[1]}/vars/"], "name"):
+                        names[at[1]] = "".join(_texts(file, f"{at[1]}/vars/", "name"))
+    tensors, halves = {}, []
+    for group, values in found.items():
+        for i, variable in enumerate(VARIABLES.get(len(values), map(str, range(len(values))))):
+            name = f"{names.get(group, group)}/{variable}"
+            tensors[name], is_half = values[i]
+            halves += [name] if is_half else []
+    return tensors, halves
+
+
 def _read_hdf5(
     data: bytes | mmap, config: Callable[[], Any] = lambda: None
 ) -> tuple[dict[str, NDArray], list[str]]:
-    """Of the bytes of an HDF5 file; `config()` gives class and name of the layers, if they are known."""
+    """Of the bytes of an HDF5 file; `config()` is the model as Keras describes it, if that is known."""
     file = _HDF5(data)
+    if "model_config" in file.nodes[""].attributes:
+        text = file.text(file.nodes[""].attributes["model_config"])
+        config = lambda: parse_json(text, dict)  # noqa: E731
     top = "model_weights/" if "model_weights/" in file.nodes else ""
     published = _has(file.nodes[top], "layer_names")
     named = _published(file, top) if published else _by_layers(file, config)
@@ -174,45 +226,93 @@ def _read_hdf5(
         tensors[name], is_half = file.array(path)
         if is_half:
             halves.append(name)
+    if APPLICATION in tensors and (model := config()):
+        _check_model(model)
     return tensors, halves
+
+
+def _check_model(model: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless all layers of a model are those of a ResNet, or do nothing in inference."""
+
+    def strange(layers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+        for layer in layers:
+            kind, config = layer["class_name"], layer["config"]
+            if kind in MODELS:
+                yield from strange(config["layers"])
+            elif kind not in LAYERS:
+                yield f"{shown(config['name'], 60)} ({shown(kind, 60)})"
+            else:
+                yield from (
+                    f"{shown(config['name'], 60)} with {option} {brief(config[option])}"
+                    for option, served in LAYERS[kind].items()
+                    if option in config and config[option] not in served
+                )
+
+    if found := list(strange([model])):
+        raise BadInput(f"its model has {some(found)}, which this network has not; save the ResNet alone")
 
 
 def _published(file: "_HDF5", top: str) -> Iterator[tuple[str, str]]:
     """Names and paths in the layout of Keras 2 and transformers: lists of layers and of their weights."""
     for layer in _texts(file, top, "layer_names"):
-        for weight in _texts(file, f"{top}{layer}/", "weight_names"):
-            name = weight.removesuffix(":0")
+        weights = _texts(file, f"{top}{layer}/", "weight_names")
+        names = [weight.removesuffix(":0") for weight in weights]
+        is_model = len({name.split("/")[-1] for name in names}) < len(names)
+        for name, weight in zip(names, weights, strict=True):
             # A weight's name may have the model's before the layer's, or another layer's in its place.
             begin = f"/{name}".find(f"/{layer}/")
-            path = f"{top}{layer}/{weight}"
-            yield name[begin:] if begin >= 0 else f"{layer}/{name.split('/')[-1]}", path
+            if begin < 0 and is_model:  # one within the model, whose layers' names these are
+                name = "/".join(name.split("/")[-2:])
+            elif begin < 0:
+                name = f"{layer}/{name.split('/')[-1]}"
+            yield name[max(begin, 0) :], f"{top}{layer}/{weight}"
 
 
 def _by_layers(file: "_HDF5", config: Callable[[], Any]) -> Iterator[tuple[str, str]]:
     """Names and paths in the layout of Keras 3: the variables of a layer are vars/0, vars/1, …"""
     variables = [path.split("/vars/") for path in file.nodes if re.search(r"/vars/\d+$", path)]
     layers = Counter(path for path, _ in variables if path.split("/")[0] != "optimizer")
-    flat = all(re.fullmatch("layers/[^/]+", path) for path in layers)
-    unnamed = flat and not any(_has(file.nodes[f"{path}/vars/"], "name") for path in layers)
-    names = _counted(config() or _application(layers)) if unnamed else {}
+    named = any(_has(file.nodes[f"{path}/vars/"], "name") for path in layers)
+    model = None if named else config()
+    names = {} if named else _counted(_layers(model) if model else _application(layers))
     for path, number in layers.items():
-        if flat and not unnamed:
-            names[path] = "".join(_texts(file, f"{path}/vars/", "name"))
+        if named:
+            names[path] = "".join(_texts(file, f"{path}/vars/", "name")) or path
         for i, variable in enumerate(VARIABLES.get(number, map(str, range(number)))):
             yield f"{names.get(path, path)}/{variable}", f"{path}/vars/{i}"
 
 
-def _counted(layers: Collection[tuple[str, str]]) -> dict[str, str]:
-    """Group in a file that names no layers, its class, counted, to layer. `layers`: class and name."""
+class _Layer(NamedTuple):
+    """Class and name of a layer, and the layers within it."""
+
+    kind: str
+    name: str
+    within: tuple["_Layer", ...] = ()
+
+
+def _layers(model: Mapping[str, Any]) -> tuple[_Layer, ...]:
+    """Those of a model, as Keras describes it in JSON."""
+    return tuple(
+        _Layer(str(layer["class_name"]), str(layer["config"]["name"]), _layers(layer))
+        for layer in model["config"].get("layers", ())
+    )
+
+
+def _counted(layers: Iterable[_Layer], at: str = "layers") -> dict[str, str]:
+    """Group in a file that names no layers, its class, counted, to layer; in models within models, too."""
     names: dict[str, str] = {}
-    for kind, group in GROUPS.items():
-        for i, name in enumerate(name for of_kind, name in layers if of_kind == kind):
-            names[f"layers/{group}_{i}" if i else f"layers/{group}"] = name
+    counted: Counter[str] = Counter()
+    for kind, name, within in layers:
+        group = re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", kind)).lower()
+        path = f"{at}/{group}_{counted[group]}" if counted[group] else f"{at}/{group}"
+        counted[group] += 1
+        names[path] = name
+        names |= _counted(within, f"{path}/layers")
     return names
 
 
-def _application(groups: Collection[str]) -> list[tuple[str, str]]:
-    """Class and name of the layers of a ResNet of keras.applications, in its order; none of another model."""
+def _application(groups: Collection[str]) -> list[_Layer]:
+    """The layers of a ResNet of keras.applications, in its order; none of another model."""
     convolutions = sum(group.startswith("layers/conv2d") for group in groups)
     if convolutions not in APPLICATIONS:
         return []
@@ -222,7 +322,8 @@ def _application(groups: Collection[str]) -> list[tuple[str, str]]:
             parts = "1_conv 1_bn 2_conv 2_bn " + ("0_conv 3_conv 0_bn 3_bn" if j == 1 else "3_conv 3_bn")
             names += [f"conv{k}_block{j}_{part}" for part in parts.split()]
     kinds = {"conv": "Conv2D", "bn": "BatchNormalization"}
-    return [(kinds[name.split("_")[-1]], name) for name in names] + [("Dense", "predictions")]
+    layers = [(kinds[name.split("_")[-1]], name) for name in names]
+    return [_Layer(kind, name) for kind, name in [*layers, ("Dense", "predictions")]]
 
 
 def _has(node: "_Node", name: str) -> bool:
@@ -355,6 +456,15 @@ class _HDF5:
             texts.append(self._text(begin, size))
         return texts
 
+    def text(self, attribute: tuple[int, int, int]) -> str:
+        """The value of an attribute of one text, which may be long."""
+        datatype, _, values = attribute
+        kind, size = self._unpack("<B3xI", datatype)
+        if kind & 15 == VARIABLE_LENGTH:
+            size, heap, index = self._unpack("<IQI", values)
+            values = self._in_heap(heap, index, size)
+        return bytes(self._data[values : values + min(size, LARGEST_TEXT)]).rstrip(b"\0").decode()
+
     def _unpack(self, form: str, position: int) -> tuple[Any, ...]:
         """The numbers at a position."""
         self._count_part()
@@ -484,9 +594,8 @@ def _read_keras(path: Path) -> tuple[dict[str, NDArray], list[str]]:
                 raise BadInput(f"its {name} is encrypted or packed too tightly; save the model again")
             return archive.read(info)
 
-        def config() -> list[tuple[str, str]]:
-            layers = parse_json(member("config.json"), dict)["config"]["layers"]
-            return [(str(layer["class_name"]), str(layer["config"]["name"])) for layer in layers]
+        def config() -> dict[str, Any]:
+            return parse_json(member("config.json"), dict)
 
         return _read_hdf5(member("model.weights.h5"), config)
 
@@ -496,22 +605,39 @@ def _read_keras(path: Path) -> tuple[dict[str, NDArray], list[str]]:
 
 def _read_checkpoint(prefix: Path) -> tuple[dict[str, NDArray], list[str]]:
     """Of `prefix`.index and `prefix`.data-…; TensorFlow checks the sums, but trusts what is summed."""
-    keys = _checked_keys(prefix)
+    keys, graph = _checked_keys(prefix)
     reader = tf.compat.v1.train.NewCheckpointReader(str(prefix))  # load_checkpoint would follow a folder
     tensors: dict[str, NDArray] = {}
     halves = []
+    layers = _named_layers(graph) if any(NUMBERED.match(key) for key in keys) else {}
     for key in keys:
-        name = key.removesuffix(VALUE).replace("..", ".")  # TensorFlow doubles the dots of an attribute
+        # TensorFlow doubles the dots of an attribute.
+        name = layers.get(key) or key.removesuffix(VALUE).replace("..", ".")
+        if layers and "/" not in name:  # of no layer: a counter
+            continue
         array = reader.get_tensor(key)
         if array.dtype == tf.bfloat16.as_numpy_dtype:
             halves.append(name)
             array = array.astype(np.float32)
+        if name in tensors and not np.array_equal(tensors[name], array):  # a SavedModel has some twice
+            raise BadInput(f"{name} is there twice; save the model again")
         tensors[name] = array
     return tensors, halves
 
 
-def _checked_keys(prefix: Path) -> list[str]:
-    """The keys of the weights, if all that is said of tensors fits the files: some of it ends TensorFlow."""
+def _named_layers(graph: bytes) -> dict[str, str]:
+    """Key to layer and variable, as TensorFlow keeps them in the graph of what was saved."""
+    length, begin = _varint(graph, 0)
+    nodes = TrackableObjectGraph.FromString(graph[begin + 4 : begin + 4 + length]).nodes  # 4: a sum
+    full = {each.checkpoint_key: each.full_name for node in nodes for each in node.attributes}
+    return {key: "/".join(name.split("/")[-2:]) for key, name in full.items() if _is_plain(name)}
+
+
+def _checked_keys(prefix: Path) -> tuple[list[str], bytes]:
+    """The keys of the weights, and the graph of what was saved.
+
+    They are so if all that is said of tensors fits the files: some of it ends TensorFlow.
+    """
     index = Path(f"{prefix}.index")
     if index.stat().st_size > LARGEST_TEXT:
         raise BadInput(f"its index is larger than {LARGEST_TEXT >> 20} MiB; give one of a ResNet's weights")
@@ -527,7 +653,7 @@ def _checked_keys(prefix: Path) -> list[str]:
     if missing := [file for file in data if not file.is_file()]:
         raise BadInput(f"{missing[0].name} is missing; put it beside {index.name}")
     sizes = [file.stat().st_size for file in data]
-    keys, total = [], 0
+    keys, graph, total = [], b"", 0
     for key, value in table.items():
         name, entry = key.decode(), BundleEntryProto.FromString(value)
         shape = [dim.size for dim in entry.shape.dim[:33]]
@@ -535,6 +661,10 @@ def _checked_keys(prefix: Path) -> list[str]:
         inside = 0 <= entry.shard_id < shards and 0 <= entry.offset <= sizes[entry.shard_id] - entry.size
         if not (sane and inside and _is_plain(name)) or entry.slices or entry.shape.unknown_rank:
             raise BadInput(f"{name[:50]!r} does not fit its files; take another copy")
+        if name == GRAPH and entry.size <= LARGEST_TEXT:
+            with data[entry.shard_id].open("rb") as file:
+                file.seek(entry.offset)
+                graph = file.read(entry.size)
         if NO_WEIGHTS.match(name):
             continue
         dtype = tf.dtypes.as_dtype(entry.dtype)
@@ -544,7 +674,7 @@ def _checked_keys(prefix: Path) -> list[str]:
         total += entry.size
     if total > sum(sizes):
         raise BadInput("its tensors lie on top of each other; take another copy")
-    return keys
+    return keys, graph
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:

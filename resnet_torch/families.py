@@ -1,7 +1,7 @@
 """Other networks in PyTorch, built and loaded by their own libraries, for ours to be held against."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +13,9 @@ from torch import nn
 
 from common.architecture import Architecture
 from common.errors import BadInput
+from common.interop.convert import read_config
 from common.interop.families import hugging_face_config
+from common.reading import brief, shown
 from resnet_torch.speed import torchvision
 
 
@@ -100,14 +102,31 @@ NETWORKS: dict[str, Callable[[Architecture], nn.Module]] = {
 }
 
 
+def timm_model(arch: Architecture, model: Mapping[str, Any]) -> nn.Module:
+    """The model of timm that a config.json names."""
+    torchvision()  # timm imports it
+    from timm.models import create_model
+
+    counts = {"num_classes": arch.num_classes, "in_chans": arch.in_channels}
+    try:
+        return create_model(**{**model, **counts})
+    except (RuntimeError, TypeError) as error:  # no such model, other arguments
+        raise BadInput(f"timm builds no {brief(model['model_name'])}: {shown(str(error), 200)}") from None
+
+
 def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArray], NDArray]:
     """The family's own network with the tensors of a file, in float64: images (N, C, H, W) → logits.
+
+    That of timm is the one which a config.json beside the file names, if there is one.
 
     Raises:
         ImportError: if its library is not installed.
         ValueError: if its library builds no such network.
     """
-    net: Any = NETWORKS[family](arch).double()  # before it loads: a file in float64 is not to be rounded
+    config = read_config(path)
+    named = config.model if config.family == family else {}
+    net: Any = timm_model(arch, named) if named else NETWORKS[family](arch)
+    net = net.double()  # before it loads: a file in float64 is not to be rounded
     if path.is_dir():
         net = net.from_pretrained(path, dtype=torch.float64)
     else:

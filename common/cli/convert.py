@@ -28,8 +28,17 @@ def convert(
     arch: Annotated[
         str | None, typer.Option(metavar="ARCH", help="Refuse any other network. Default: what SOURCE shows.")
     ] = None,
-    num_classes: Annotated[int | None, typer.Option(help="Refuse any other number of classes.")] = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(help="Refuse any other number of classes; without a last layer, draw one of so many."),
+    ] = None,
     in_channels: Annotated[int | None, typer.Option(help="Refuse any other number of channels.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="Of several networks in SOURCE, the one under this: state_dict_ema, teacher."
+        ),
+    ] = None,
     prove: Annotated[
         bool, typer.Option("--prove", help="Hold it against the family's own network, by its own library.")
     ] = False,
@@ -64,11 +73,15 @@ def convert(
                 found = converting.to_family(ours, weights, to)
             else:
                 tensors, halves = files.read_tensors(source)
-                found = converting.from_family(tensors, family, converting.read_config(source))
+                config = converting.read_config(source)
+                if family == "auto" and config.family:
+                    family = config.family
+                found = converting.from_family(tensors, family, config.axes, num_classes, key)
                 weights = found.tensors
             converting.check_network(found, arch, num_classes, in_channels)
             if prove and to is None:
-                metadata["proof"] = proving.prove(found.family, found.arch, weights, source)
+                with files.as_loaded(source, found) as theirs:
+                    metadata["proof"] = proving.prove(found.family, found.arch, weights, theirs)
         except BadInput as error:
             if str(source) not in str(error):
                 error.args = (f"{source}: {error}",)
@@ -78,6 +91,8 @@ def convert(
         metadata |= {name: text for name, text in said.items() if text}
         if to is None:
             metadata["source"] = found.family
+            if not (config.is_whole and config.family in (None, found.family)):
+                metadata["assumed"] = converting.UNSEEN
             if (found.arch.in_channels, found.arch.num_classes) == (3, imagenet.NUM_CLASSES):
                 metadata["dataset"] = imagenet.NAME
             save_checkpoint(dest, found.arch, found.tensors, metadata)
@@ -93,17 +108,19 @@ def convert(
     if found.others and family == "auto":
         others = " or ".join(f"--from {name}" for name in found.others)
         say(f"named as {found.family} and {', '.join(found.others)} name; {others} says it is theirs")
+    for line in found.said:
+        say(line)
     if halves:
         say("bfloat16 is now float32, which holds it exactly")
     if not (found.rounded or found.inference_only):
-        say("every number is the source's, bit for bit; the biases that one side lacks are 0")
+        say("every number of the source is kept, bit for bit; the biases that one side lacks are 0")
     if found.rounded:
         say(f"To rounding the same, because {found.rounded}")
     if found.inference_only:
         say(f"FOR INFERENCE ONLY: {found.inference_only}")
     if "proof" in metadata:
         say(f"Proven: {metadata['proof']}")
-    elif to is None:
-        say(f"Taken for granted, because tensors do not show it: {converting.UNSEEN}")
+    if "assumed" in metadata:
+        say(f"Taken for granted, because tensors do not show it: {metadata['assumed']}")
     if "dataset" in metadata:
         say("3 channels and 1,000 classes: `predict` will take it for a network of ImageNet")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,35 @@ from numpy.typing import NDArray
 from common.architecture import CONVENTIONS, ZOO, Architecture, Shape, architecture, unknown
 from common.errors import BadInput
 from common.interop.families import FAMILIES, Family, Place
-from common.reading import brief, read_json, some
+from common.reading import brief, fits, read_json, shown, some
 from common.summary import KINDS
-from common.weights import Weights, check_tensors
+from common.weights import Weights, check_tensors, initial_weights
 
+# Of a config.json, what is served of what the tensors do not show; and of timm's arguments, what they show,
+# or what is of training alone.
+SERVED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("relu",),  # of transformers; all others are timm's
+    "downsample_in_first_stage": (False,),
+    "act_layer": ("relu", None),
+    "norm_layer": ("batchnorm2d", "batchnorm", None),
+    "aa_layer": ("", None),
+    "output_stride": (32,),
+    "global_pool": ("avg",),
+    "stem_type": ("",),
+    "replace_stem_pool": (False,),
+    "avg_down": (False,),
+    "block_args": ({}, None),
+}
+SEEN = {
+    *("num_classes", "in_chans", "layers", "channels", "cardinality", "base_width", "stem_width"),
+    *("drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last"),
+}
 UNSEEN = "ReLU, a 3×3 max-pool after the stem, stride 2 from the second stage on, no anti-aliasing"
+
+AVERAGED = re.compile("ema|averag|swa", re.IGNORECASE)  # what weights over many steps are called
+
+COUNTER = "num_batches_tracked"  # of a running statistic, in PyTorch: no part of the network
+COUNTED = ("total_ops", "total_params")  # what thop leaves in a network that it has looked at
 
 NO_NORM = (
     "the shortcuts' batch norms are identities on the running statistics, because Residual has none; "
@@ -39,6 +64,8 @@ class Converted:
         inference_only: why the two networks agree in inference only; empty where they do in training, too.
         rounded: what was computed, to rounding, that changes neither; empty where nothing was.
         others: families whose names are the same.
+        said: what was done to a family's names and last layer, in lines.
+        source: a family's tensors, by its own names.
     """
 
     family: str
@@ -47,49 +74,71 @@ class Converted:
     inference_only: str = ""
     rounded: str = ""
     others: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+    source: Weights = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a file says of its model besides the tensors.
+
+    Attributes:
+        axes: of the `Architecture`.
+        family: whose words it uses; None where more than one does.
+        model: what the family's library builds it from; empty where it builds it from the file alone.
+        is_whole: whether nothing of the model has to be taken for granted.
+    """
+
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    family: str | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+    is_whole: bool = False
 
 
 def from_family(
-    tensors: Mapping[str, NDArray], family: str = "auto", axes: Mapping[str, Any] | None = None
+    tensors: Mapping[str, NDArray],
+    family: str = "auto",
+    axes: Mapping[str, Any] | None = None,
+    num_classes: int | None = None,
+    key: str | None = None,
 ) -> Converted:
     """Our weights, and the architecture that the tensors show, of a checkpoint of one of `FAMILIES`.
 
     A convolution of theirs without a bias has one of 0 here.
 
     Args:
-        tensors: name to array, as the family names and lays them out.
+        tensors: name to array, as the family names and lays them out. There may be more before each name, as
+            "module." of a network that was trained on several GPUs, and other tensors beside the network's;
+            the last layer may be called otherwise, have no bias, or not be there.
         family: one of `FAMILIES`, or "auto": the first that the names fit.
         axes: of the `Architecture`, what a config.json says, where the family has one.
+        num_classes: of a new last layer, drawn from seed 0, where there is none.
+        key: what the network's names begin with, where there are several networks: "state_dict_ema".
 
     Raises:
         ValueError: if the family is unknown or another, or a tensor is missing, extra or of the wrong kind.
     """
     if family not in ("auto", *FAMILIES):
         raise BadInput(unknown("family", family, ["auto", *FAMILIES]))
-    tensors = {  # how many batches a running statistic has seen is no part of the network
-        name.removeprefix("module."): array  # of a network trained on several GPUs
-        for name, array in tensors.items()
-        if not name.endswith("num_batches_tracked")
-    }
+    tensors = {name: array for name, array in tensors.items() if not name.endswith(COUNTER)}
     if "b1.conv.weight" in tensors:
         raise BadInput("it is one of this project already; give --to and the family it shall become")
-    fitting = [
-        name for name, each in FAMILIES.items() if all(stem in tensors for stem in each.stem_tensors())
-    ]
+    places = {name: _places(each, tensors, key) for name, each in FAMILIES.items()}
+    fitting = [name for name, found in places.items() if found]
     if not fitting:
-        raise BadInput(
-            f"it is no ResNet of {', '.join(FAMILIES)}; it holds {some(list(tensors)) or 'nothing'}"
-        )
+        what = "it is no ResNet" if key is None else f"under {brief(key)} is no ResNet"
+        raise BadInput(f"{what} of {', '.join(FAMILIES)}; it holds {some(list(tensors)) or 'no tensors'}")
     if family not in ("auto", *fitting):
         raise BadInput(f"it is not named as {family} names; give --from {fitting[0]}, or leave --from out")
     family = fitting[0] if family == "auto" else family
 
     theirs = FAMILIES[family]
+    tensors, said = _taken(places[family], tensors)
     try:
-        if theirs.any_head:
-            tensors = _with_usual_head(theirs, tensors)
-        said = {name: value for name, value in (axes or {}).items() if name in (theirs.config or ())}
-        arch = _detect(theirs, tensors, said)
+        known = {name: value for name, value in (axes or {}).items() if name in (theirs.config or ())}
+        arch = _detect(theirs, tensors, known, num_classes)
+        tensors, head = _with_whole_last_layer(theirs, arch, tensors)
+        said += head
         checked = check_tensors(theirs.shapes(arch), tensors)
     except BadInput as error:
         raise BadInput(f"it is no plain ResNet or ResNeXt of {family}: {error}") from None
@@ -101,7 +150,8 @@ def from_family(
             weights[name] = theirs.to_ours(checked[names[name]])
         else:
             weights[name] = np.zeros(shape, weights[name.replace("bias", "weight")].dtype)
-    return Converted(family, arch, weights, others=tuple(name for name in fitting if name != family))
+    others = tuple(name for name in fitting if name != family)
+    return Converted(family, arch, weights, others=others, said=tuple(said), source=checked)
 
 
 def to_family(arch: Architecture, weights: Weights, family: str) -> Converted:
@@ -221,47 +271,111 @@ def describe(arch: Architecture) -> str:
     return f"{name}; {arch.in_channels} input channels, {arch.num_classes} classes"
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The axes that a config.json beside the file says; transformers and timm publish one.
+def read_config(path: Path) -> Said:
+    """What a config.json beside the file says of its model; transformers and timm publish one.
 
     Raises:
         ValueError: if it is damaged, or names what no network of this project does.
     """
     config = path.with_name("config.json") if path.is_file() else path / "config.json"
     if not config.is_file():
-        return {}
+        return Said()
     try:
         said = read_json(config)
+        model_args = said.get("model_args", {})
+        if not fits(model_args, dict):
+            raise ValueError(f"its model_args are {brief(model_args)}")
     except (OSError, ValueError) as error:
         raise BadInput(
             f"{config} is not what a model's config.json is ({error}); mend it or take it away"
         ) from None
-    served = {"hidden_act": "relu", "downsample_in_first_stage": False}
-    others = [name for name, value in served.items() if said.get(name, value) != value]
-    if str(said.get("architecture")).startswith(("resnetaa", "resnetblur")):  # timm's anti-aliased ones
-        others.append("architecture")
+    is_timm = isinstance(said.get("architecture"), str) and "hidden_act" not in said
+    others = [
+        f"{name} {brief(value)}"
+        for name, value in said.items()
+        if name in SERVED and value not in SERVED[name]
+    ]
+    if is_timm:
+        if said["architecture"].startswith(("resnetaa", "resnetblur")):  # its anti-aliased ones
+            others.append(f"architecture {brief(said['architecture'])}")
+        others += [
+            f"{shown(name, 60)} {brief(value)}"
+            for name, value in model_args.items()
+            if name not in SEEN and value not in SERVED.get(name, ())
+        ]
     if others:
-        found = ", ".join(f"{name} {brief(said[name])}" for name in others)
-        raise BadInput(f"{config} says {found}, which the blocks of this project do not do")
-    return {"stride_on": "1x1"} if said.get("downsample_in_bottleneck") is True else {}
+        raise BadInput(
+            f"{config} says {', '.join(dict.fromkeys(others))}, which the blocks of this project do not do"
+        )
+    axes = {"stride_on": "1x1"} if said.get("downsample_in_bottleneck") is True else {}
+    if is_timm:
+        return Said(axes, "timm", {"model_name": said["architecture"], **model_args}, is_whole=True)
+    return Said(axes, is_whole=said.get("model_type") == "resnet")
 
 
-def _with_usual_head(family: Family, tensors: Mapping[str, NDArray]) -> Mapping[str, NDArray]:
-    """The tensors, the only dense layer among them under its usual name."""
+def _places(family: Family, tensors: Weights, key: str | None) -> list[tuple[str, str]]:
+    """What to take off names, and to put before them, to have the family's: of each network under the key."""
+    places = list(family.beginnings(tensors))
+    if key is not None:
+        places = [at for at in places if re.match(rf"{re.escape(key.rstrip('./'))}[./]", at[0])]
+    # The first convolution of a block may be called as that of a network is.
+    return [at for at in places if not any(at[0] != top and at[0].startswith(top) for top, _ in places)]
+
+
+def _taken(places: list[tuple[str, str]], tensors: Weights) -> tuple[Weights, list[str]]:
+    """The tensors of one network by its family's names, and lines that say what was done.
+
+    An average of the weights is taken only where there is nothing else.
+    """
+    places = [at for at in places if not AVERAGED.search(at[0])] or places
+    if len(places) > 1:
+        raise BadInput(f"it has several networks, {some([at for at, _ in places])}; choose one with --key")
+    ((taken_off, put_before),) = places
+    own = [name for name in tensors if name.startswith(taken_off) and not name.endswith(COUNTED)]
+    taken = {put_before + name.removeprefix(taken_off): tensors[name] for name in own}
+    said = [f"the weights are those under {shown(taken_off.rstrip('./'), 100)}"] if taken_off else []
+    if len(own) < len(tensors):
+        said.append(f"left out: {some([name for name in tensors if name not in set(own)])}")
+    return taken, said
+
+
+def _last_layer(family: Family, stages: int, tensors: Weights) -> str | None:
+    """Which layer is the last: that of the usual name, or else the only dense one; None if there is none."""
     kernel = f"{family.words.separator}{family.words.weight}"
-    heads = [name.removesuffix(kernel) for name, array in tensors.items() if np.ndim(array) == 2]
-    if len(heads) != 1:
-        return tensors
-    usual = family.last(0)
-    return {
-        usual + name.removeprefix(heads[0])
-        if name.startswith(heads[0] + family.words.separator)
-        else name: array
-        for name, array in tensors.items()
-    }
+    usual = family.last(stages)
+    if usual + kernel in tensors:
+        return usual
+    dense = [name.removesuffix(kernel) for name, array in tensors.items() if np.ndim(array) == 2]
+    if len(dense) > 1:
+        raise BadInput(f"it has several dense layers ({some(dense)}), and this network has one")
+    return dense[0] if dense else None
 
 
-def _detect(family: Family, tensors: Mapping[str, NDArray], axes: Mapping[str, Any]) -> Architecture:
+def _with_whole_last_layer(family: Family, arch: Architecture, tensors: Weights) -> tuple[Weights, list[str]]:
+    """The tensors, the last layer under its usual name and with a bias; and a line if it is not as usual."""
+    separator, usual = family.words.separator, family.last(len(arch.stages))
+    weight, bias = f"{usual}{separator}{family.words.weight}", f"{usual}{separator}bias"
+    own, said = _last_layer(family, len(arch.stages), tensors), []
+    if own is None:
+        drawn = initial_weights(arch)["last.weight"].astype(tensors[family.stem_tensors()[0]].dtype)
+        tensors = tensors | {weight: family.to_theirs(drawn)}
+        said = [f"it has no last layer: a new one of {arch.num_classes} classes is drawn"]
+    elif own != usual:
+        begins = own + separator
+        tensors = {
+            usual + name.removeprefix(own) if name.startswith(begins) else name: array
+            for name, array in tensors.items()
+        }
+        said = [f"the last layer is its {shown(own, 100)}"]
+    if bias not in tensors:
+        tensors = tensors | {bias: np.zeros(arch.num_classes, tensors[weight].dtype)}
+        said = said or ["the last layer has no bias: here it has one of 0"]
+    return tensors, said
+
+
+def _detect(
+    family: Family, tensors: Weights, axes: Mapping[str, Any], num_classes: int | None
+) -> Architecture:
     """The architecture whose stages, widths and groups the tensors show."""
     words = family.words
 
@@ -309,11 +423,15 @@ def _detect(family: Family, tensors: Mapping[str, NDArray], axes: Mapping[str, A
         }
         options |= axes
     stem = shape(family.stem[0])
+    if last := _last_layer(family, len(depths), tensors):
+        num_classes = shape(last, 2)[0]
+    if num_classes is None:
+        raise BadInput("it has no last layer; give --num-classes, and a new one is drawn")
     return Architecture(
         stages=tuple(zip(depths, channels, strict=True)),
         stem_channels=stem[0],
         in_channels=stem[1],
-        num_classes=shape(family.last(len(depths)), 2)[0],
+        num_classes=num_classes,
         **{**family.axes(basic), **options},
     )
 

@@ -5,7 +5,7 @@ To add one, write its entry in `FAMILIES`, and name it in the tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,8 +84,8 @@ class Family:
         basic, bottleneck: the axes of `Architecture` that are not the chapter's; None for no such block.
         numbered: whether blocks are numbered through all stages.
         grouped: whether a bottleneck may be of any width, and in groups; else a quarter of the channels.
-        any_head: whether the dense layer may have any name.
         by_depth: whether they load by the order of layers, which is that of Keras: by depth in the graph.
+        body: what all names but the last layer's begin with, and a network without that layer leaves out.
         config: the axes that a config.json beside the tensors says; None where there is no such file.
         install: what pip is told, where the package's name is not enough.
     """
@@ -105,8 +105,8 @@ class Family:
     bottleneck: Mapping[str, Any] = field(default_factory=dict)
     numbered: bool = False
     grouped: bool = False
-    any_head: bool = False
     by_depth: bool = False
+    body: str = ""
     config: tuple[str, ...] | None = None
     install: str = ""
 
@@ -147,6 +147,15 @@ class Family:
             f"{self.stem[0]}{separator}{self.words.weight}",
             f"{self.stem[1]}{separator}{self.words.norm[0]}",
         )
+
+    def beginnings(self, names: Collection[str]) -> Iterator[tuple[str, str]]:
+        """What to take off names, and what to put before them, to have this family's; of each network."""
+        for body in dict.fromkeys(("", self.body)):
+            kernel, scale = (name.removeprefix(body) for name in self.stem_tensors())
+            for name in names:
+                before = name.removesuffix(kernel)
+                if name.endswith(kernel) and before[-1:] in ("", ".", "/") and before + scale in names:
+                    yield before, body
 
     def names(self, arch: Architecture) -> dict[str, str]:
         """Our name to theirs, of every tensor of theirs."""
@@ -234,6 +243,7 @@ FAMILIES: dict[str, Family] = {
         norm=lambda at: f"layer.{at.conv}.normalization",
         shortcut=("shortcut.convolution", "shortcut.normalization"),
         last=lambda stages: "classifier.1",
+        body="resnet.",
         config=("stride_on",),
     ),
     # The last transformers with Flax and TensorFlow is 4.57. What a config.json says of strides they ignore.
@@ -248,6 +258,7 @@ FAMILIES: dict[str, Family] = {
         norm=lambda at: f"layer/{'layer_' if at.basic else ''}{at.conv}/normalization",
         shortcut=("shortcut/convolution", "shortcut/normalization"),
         last=lambda stages: "classifier/1",
+        body="resnet/",
         config=(),
         install='"transformers==4.57.1"',
     ),
@@ -262,6 +273,7 @@ FAMILIES: dict[str, Family] = {
         norm=lambda at: f"layer.{at.conv}/normalization",
         shortcut=("shortcut/convolution", "shortcut/normalization"),
         last=lambda stages: "classifier.1",
+        body="resnet/",
         config=(),
         install='"transformers==4.57.1" tf-keras',
     ),
@@ -279,7 +291,6 @@ FAMILIES: dict[str, Family] = {
         biased=_every,
         basic=None,
         bottleneck={"stride_on": "1x1", "epsilon": 1.001e-5, "decay": 0.99},
-        any_head=True,
         by_depth=True,
     ),
     "flax-example": Family(

@@ -6,7 +6,11 @@ What only a framework can read is read by its package's `files.py`. Nothing that
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +20,36 @@ from common.architecture import Architecture
 from common.backend import BACKENDS, load_backend
 from common.errors import BadInput, MissingBackend, MissingFile
 from common.files import output_folder, write_atomically
+from common.interop.convert import Converted
 from common.interop.families import FAMILIES, hugging_face_config
-from common.reading import open_zip, some
-from common.weights import NUMPY_TYPES, from_bfloat16, open_safetensors, read_header, write_safetensors
+from common.reading import brief, fits, open_zip, read_json, some
+from common.weights import (
+    NUMPY_TYPES,
+    from_bfloat16,
+    open_safetensors,
+    other_names,
+    read_header,
+    write_safetensors,
+)
 
 KNOWN = "a .safetensors, .pth, .pt, .bin, .h5, .keras, .msgpack or .params file, or a checkpoint's folder"
 # What transformers calls its files, by the framework that wrote them.
 HUGGING_FACE = {"torch": "model.safetensors", "jax": "flax_model.msgpack", "tf": "tf_model.h5"}
+INDEX = ".index.json"  # of weights in several files
+HUB = [  # the files of a folder of the hub, the first that is there
+    "model.safetensors",
+    f"model.safetensors{INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
+    HUGGING_FACE["jax"],
+    HUGGING_FACE["tf"],
+]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
     """Name to array of a file, and the names that were bfloat16, which come as float32.
+
+    It may be a folder of the hub, or the index of several files, too.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -34,7 +57,9 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
             not installed.
     """
     if path.is_dir():
-        path = next((path / name for name in HUGGING_FACE.values() if (path / name).is_file()), path)
+        path = next((path / name for name in HUB if (path / name).is_file()), path)
+    if path.name.endswith(INDEX) and path.is_file():
+        return _read_shards(path)
     kind = _kind(path)
     if kind == "safetensors":
         return _read_safetensors(path)
@@ -45,10 +70,31 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
         raise BadInput(f"{path} takes {label} to read, or save it as .safetensors: {error}") from None
 
 
+def _read_shards(index: Path) -> tuple[dict[str, NDArray], list[str]]:
+    """The tensors of all the files that an index names, which lie beside it."""
+    try:
+        places = read_json(index)["weight_map"]
+        if not fits(places, dict[str, str]):
+            raise ValueError("its weight_map is not of names and files")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{index} is no index of weights: {error}; take another copy") from None
+    tensors: dict[str, NDArray] = {}
+    halves: list[str] = []
+    for name in dict.fromkeys(places.values()):
+        if Path(name).name != name or name.endswith(INDEX):
+            raise BadInput(f"{index} names {brief(name)}, which is no file beside it; take another copy")
+        found, of_them = read_tensors(index.with_name(name))
+        tensors |= found
+        halves += of_them
+    if problems := other_names(places, tensors):
+        raise BadInput(f"the files of {index} are not what it says; {'; '.join(problems)}; take other copies")
+    return tensors, halves
+
+
 def _kind(path: Path) -> str:
     """Whose file or folder it is: a backend's name, or "safetensors"."""
     if path.is_dir():
-        return "tf" if (path / "checkpoint").is_file() else "jax"
+        return _kind_of_folder(path)
     if path.with_name(f"{path.name}.index").is_file():
         return "tf"  # the prefix of a TensorFlow checkpoint
     if not path.is_file():
@@ -63,6 +109,8 @@ def _kind(path: Path) -> str:
         return "torch"
     if start[:8] == (0x112).to_bytes(8, "little"):
         return "mxnet"
+    if path.name.endswith(".weights.json"):  # Keras' index of several files
+        return "tf"
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return "safetensors"
     if start[:1] in (b"\xde", b"\xdf") or b"\x81" <= start[:1] <= b"\x8f":  # a map in msgpack
@@ -71,6 +119,19 @@ def _kind(path: Path) -> str:
     if path.suffix not in {".safetensors", *suffixes}:
         raise BadInput(f"{path} is of no known kind; give {KNOWN}")
     return suffixes.get(path.suffix, "safetensors")
+
+
+def _kind_of_folder(path: Path) -> str:
+    if (path / "checkpoint").is_file() or (path / "saved_model.pb").is_file():
+        return "tf"
+    if any(True for names in ("_METADATA", "*/_METADATA", "*/*/_METADATA") for _ in path.glob(names)):
+        return "jax"
+    names = sorted(entry.name for entry in path.iterdir())
+    if several := [name for name in names if re.fullmatch(r"checkpoint_\d+", name)]:
+        raise BadInput(f"{path} holds checkpoints of Flax ({some(several)}); give the path of one of them")
+    if "_CHECKPOINT_METADATA" in names:
+        raise BadInput(f"{path} is of an Orbax before 0.5, without _METADATA; save it with a newer one")
+    raise BadInput(f"{path} has no checkpoint that is known, but {some(names) or 'nothing'}; give {KNOWN}")
 
 
 def _is_keras(path: Path) -> bool:
@@ -102,6 +163,26 @@ def write_tensors(
         write_safetensors(path, tensors, {"format": "pt", **metadata})
     else:
         load_backend(theirs.framework).write_tensors(path, tensors)
+
+
+@contextmanager
+def as_loaded(path: Path, found: Converted) -> Iterator[Path]:
+    """What the family's own loader takes: the very file, or for a while one of the same tensors."""
+    family = FAMILIES[found.family]
+    if path.is_dir():
+        takes = family.config is not None and (path / "config.json").is_file()
+    else:
+        takes = path.suffix in family.suffixes
+    if takes and not found.said:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="resnet-tabs-") as folder:
+        written = Path(folder) / f"model{family.suffixes[0]}"
+        write_tensors(written, found.family, found.arch, found.source, {})
+        config = path / "config.json" if path.is_dir() else path.with_name("config.json")
+        if config.is_file() and not written.is_dir():
+            shutil.copyfile(config, written.with_name("config.json"))
+        yield written
 
 
 def check_suffix(path: Path, family: str) -> None:

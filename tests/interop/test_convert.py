@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from common import cli, load_checkpoint, save_checkpoint
 from common.architecture import CONVENTIONS, Architecture, architecture
 from common.errors import BadInput
-from common.interop.convert import from_family, to_family
+from common.interop.convert import UNSEEN, from_family, to_family
 from common.interop.families import FAMILIES
 from common.interop.files import read_tensors
 from common.weights import SUMS, Weights
@@ -403,7 +403,7 @@ def test_the_command_converts_every_kind_of_file(
     assert "bit for bit" in said and "INFERENCE" not in said
     arch, _ = load_checkpoint(dest)
     assert arch == SOURCES[BOTTLENECK][2]
-    assert metadata(dest) == {"architecture": arch.to_json(), "source": "transformers"}
+    assert metadata(dest) == {"architecture": arch.to_json(), "source": "transformers", "assumed": UNSEEN}
 
     said = converted(capsys, dest, tmp_path / "back.safetensors", "--to", "transformers")
     assert "bit for bit" in said
@@ -534,9 +534,9 @@ BAD_TENSORS: dict[str, tuple[Change, list[str]]] = {
         ["it is no ResNet of torchvision, timm, transformers", "; it holds", "features.0.weight"],
     ),
     "ViT": (lambda _: {"cls_token": torch.zeros(3), "head.bias": torch.zeros(3)}, ["it holds cls_token"]),
-    "no tensors": (lambda _: {}, ["it holds nothing"]),
+    "no tensors": (lambda _: {}, ["it holds no tensors"]),
     "one missing": (without(DEEP), [f"missing: {DEEP}"]),
-    "no classifier": (without(FC), [f"missing: {FC}"]),
+    "no classifier": (without(FC), ["it has no last layer; give --num-classes"]),
     "no blocks": (
         lambda tensors: {name: tensor for name, tensor in tensors.items() if "stages" not in name},
         ["missing: resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"],
@@ -608,17 +608,20 @@ def cut(path: Path) -> None:
 
 BAD_PICKLES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda path: path.touch(), "not a complete PyTorch file"),
-    "a web page": (lambda path: path.write_text("<html>404 not found</html>"), "nothing in it was run"),
+    "a web page": (lambda path: path.write_text("<html>404 not found</html>"), "it is no pickle"),
     "cut": (cut, "not a complete PyTorch file"),
     "a tensor": (lambda path: torch.save(torch.ones(3), path), "holds Tensor, not a state dict"),
-    "a number": (lambda path: torch.save({"epoch": 3}, path), "holds epoch, which is no tensor"),
+    "a number": (lambda path: torch.save({"epoch": 3}, path), "it holds no tensors"),
     "a view of one number": (
         lambda path: torch.save({FC: torch.ones(1).expand(10**5, 10**5)}, path),
         "a view larger than the file",
     ),
     "a member twice": (member_twice, "is there twice"),
-    "a tensor without a name": (lambda path: torch.save({3: torch.ones(3)}, path), "holds 3, which is no"),
-    "a whole model": (lambda path: torch.save(model_of(BASIC), path), "nothing in it was run"),
+    "a tensor without a name": (lambda path: torch.save({3: torch.ones(3)}, path), "it holds 3"),
+    "a whole model": (
+        lambda path: torch.save(model_of(BASIC), path),
+        "ResNetForImageClassification, not a state dict",
+    ),
     "quantised": (quantised, f"{FC} (torch.qint8"),
     "sparse": (
         lambda path: torch.save({FC: torch.eye(3).to_sparse()}, path),
