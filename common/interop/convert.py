@@ -44,6 +44,7 @@ UNSEEN = "ReLU, a 3×3 max-pool after the stem, stride 2 from the second stage o
 
 AVERAGED = re.compile("ema|averag|swa", re.IGNORECASE)  # what weights over many steps are called
 
+EXPORTED = re.compile(r"_stage\d+_conv\d+_weight$")  # of Gluon's zoo by `export` and `collect_params().save`
 COUNTER = "num_batches_tracked"  # of a running statistic, in PyTorch: no part of the network
 COUNTED = ("total_ops", "total_params")  # what thop leaves in a network that it has looked at
 
@@ -125,6 +126,8 @@ def from_family(
         raise BadInput("it is one of this project already; give --to and the family it shall become")
     places = {name: _places(each, tensors, key) for name, each in FAMILIES.items()}
     fitting = [name for name, found in places.items() if found]
+    if not fitting and any(EXPORTED.search(name) for name in tensors):
+        raise BadInput("its names are those of Gluon's export; save it with net.save_parameters instead")
     if not fitting:
         what = "it is no ResNet" if key is None else f"under {brief(key)} is no ResNet"
         raise BadInput(f"{what} of {', '.join(FAMILIES)}; it holds {some(list(tensors)) or 'no tensors'}")

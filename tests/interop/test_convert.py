@@ -534,6 +534,10 @@ BAD_TENSORS: dict[str, tuple[Change, list[str]]] = {
         ["it is no ResNet of torchvision, timm, transformers", "; it holds", "features.0.weight"],
     ),
     "ViT": (lambda _: {"cls_token": torch.zeros(3), "head.bias": torch.zeros(3)}, ["it holds cls_token"]),
+    "a Gluon network by its symbols": (
+        lambda _: {f"resnetv10_stage{i}_conv0_weight": torch.zeros(3, 3, 3, 3) for i in range(1, 5)},
+        ["its names are those of Gluon's export; save it with net.save_parameters"],
+    ),
     "no tensors": (lambda _: {}, ["it holds no tensors"]),
     "one missing": (without(DEEP), [f"missing: {DEEP}"]),
     "no classifier": (without(FC), ["it has no last layer; give --num-classes"]),
