@@ -181,7 +181,7 @@ def _read_h5(path: Path) -> tuple[dict[str, NDArray], list[str]]:
 
 
 def _read_shards(index: Path) -> tuple[dict[str, NDArray], list[str]]:
-    """Of the files that Keras' index names, which have a layer's name only where it begins."""
+    """Of the files that Keras' index names; a layer's name may be in another file than its variables."""
     places = parse_json(read_file(index), dict)["weight_map"]
     if not fits(places, dict[str, list[str]]):
         raise BadInput("its weight_map is not of names and lists of files; take another copy")
@@ -196,8 +196,8 @@ def _read_shards(index: Path) -> tuple[dict[str, NDArray], list[str]]:
             for path in file.nodes:
                 if (at := re.fullmatch(r"(.+)/vars/(\d+)", path)) and at[1] in groups:
                     found.setdefault(at[1], {})[int(at[2])] = file.array(path)
-                    if _has(file.nodes[f"{at[1]}/vars/"], "name"):
-                        names[at[1]] = "".join(_texts(file, f"{at[1]}/vars/", "name"))
+                elif path.endswith("/vars/") and _has(file.nodes[path], "name"):
+                    names[path.removesuffix("/vars/")] = "".join(_texts(file, path, "name"))
     tensors, halves = {}, []
     for group, values in found.items():
         for i, variable in enumerate(VARIABLES.get(len(values), map(str, range(len(values))))):
@@ -226,7 +226,7 @@ def _read_hdf5(
         tensors[name], is_half = file.array(path)
         if is_half:
             halves.append(name)
-    if APPLICATION in tensors and (model := config()):
+    if APPLICATION in tensors and (model := config()) is not None:
         _check_model(model)
     return tensors, halves
 
@@ -272,12 +272,17 @@ def _by_layers(file: "_HDF5", config: Callable[[], Any]) -> Iterator[tuple[str, 
     """Names and paths in the layout of Keras 3: the variables of a layer are vars/0, vars/1, …"""
     variables = [path.split("/vars/") for path in file.nodes if re.search(r"/vars/\d+$", path)]
     layers = Counter(path for path, _ in variables if path.split("/")[0] != "optimizer")
-    named = any(_has(file.nodes[f"{path}/vars/"], "name") for path in layers)
-    model = None if named else config()
-    names = {} if named else _counted(_layers(model) if model else _application(layers))
+    names = {}
+    if all(re.fullmatch("layers/[^/]+(/layers/[^/]+)*", path) for path in layers):  # not a class's attributes
+        names = {
+            path: "".join(_texts(file, f"{path}/vars/", "name"))
+            for path in layers
+            if _has(file.nodes[f"{path}/vars/"], "name")
+        }
+        if not names:
+            model = config()
+            names = _counted(_application(layers) if model is None else _layers(model))
     for path, number in layers.items():
-        if named:
-            names[path] = "".join(_texts(file, f"{path}/vars/", "name")) or path
         for i, variable in enumerate(VARIABLES.get(number, map(str, range(number)))):
             yield f"{names.get(path, path)}/{variable}", f"{path}/vars/{i}"
 

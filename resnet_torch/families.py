@@ -111,7 +111,9 @@ def timm_model(arch: Architecture, model: Mapping[str, Any]) -> nn.Module:
     try:
         return create_model(**{**model, **counts})
     except (RuntimeError, TypeError) as error:  # no such model, other arguments
-        raise BadInput(f"timm builds no {brief(model['model_name'])}: {shown(str(error), 200)}") from None
+        raise BadInput(
+            f"timm builds no {brief(model['model_name'])}, which config.json names: {shown(str(error), 200)}"
+        ) from None
 
 
 def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArray], NDArray]:

@@ -74,7 +74,12 @@ class Careful(pickle._Unpickler):  # the one in Python, whose opcodes can be cha
         Refused: where the pickle asks for a function.
     """
 
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+    # Of the class, though no stub says so: what is unpickled, and how more is.
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     for _opcode in (
         *(pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET),  # which hash, too
         *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),  # of any size

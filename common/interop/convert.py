@@ -21,11 +21,9 @@ from common.reading import brief, fits, read_json, shown, some
 from common.summary import KINDS
 from common.weights import Weights, check_tensors, initial_weights
 
-# Of a config.json, what is served of what the tensors do not show; and of timm's arguments, what they show,
-# or what is of training alone.
-SERVED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("relu",),  # of transformers; all others are timm's
-    "downsample_in_first_stage": (False,),
+# Of a config.json, what is served of what the tensors do not show: of transformers', and of timm's.
+SERVED: dict[str, tuple[Any, ...]] = {"hidden_act": ("relu",), "downsample_in_first_stage": (False,)}
+TIMM: dict[str, tuple[Any, ...]] = {
     "act_layer": ("relu", None),
     "norm_layer": ("batchnorm2d", "batchnorm", None),
     "aa_layer": ("", None),
@@ -36,7 +34,8 @@ SERVED: dict[str, tuple[Any, ...]] = {
     "avg_down": (False,),
     "block_args": ({}, None),
 }
-SEEN = {
+# Of timm's arguments, what the tensors show, or what is of training alone.
+SHOWN = {
     *("num_classes", "in_chans", "layers", "channels", "cardinality", "base_width", "stem_width"),
     *("drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last"),
 }
@@ -292,19 +291,17 @@ def read_config(path: Path) -> Said:
         raise BadInput(
             f"{config} is not what a model's config.json is ({error}); mend it or take it away"
         ) from None
-    is_timm = isinstance(said.get("architecture"), str) and "hidden_act" not in said
-    others = [
-        f"{name} {brief(value)}"
-        for name, value in said.items()
-        if name in SERVED and value not in SERVED[name]
-    ]
+    name = said.get("architecture")
+    is_timm = isinstance(name, str) and not {"model_args", "num_features", "pretrained_cfg"}.isdisjoint(said)
+    served = SERVED | (TIMM if is_timm else {})
+    others = [f"{key} {brief(said[key])}" for key in served if key in said and said[key] not in served[key]]
+    if str(name).startswith(("resnetaa", "resnetblur")):  # timm's anti-aliased ones
+        others.append(f"architecture {brief(name)}")
     if is_timm:
-        if said["architecture"].startswith(("resnetaa", "resnetblur")):  # its anti-aliased ones
-            others.append(f"architecture {brief(said['architecture'])}")
         others += [
-            f"{shown(name, 60)} {brief(value)}"
-            for name, value in model_args.items()
-            if name not in SEEN and value not in SERVED.get(name, ())
+            f"{shown(key, 60)} {brief(value)}"
+            for key, value in model_args.items()
+            if key not in SHOWN and value not in TIMM.get(key, ())
         ]
     if others:
         raise BadInput(
@@ -312,7 +309,7 @@ def read_config(path: Path) -> Said:
         )
     axes = {"stride_on": "1x1"} if said.get("downsample_in_bottleneck") is True else {}
     if is_timm:
-        return Said(axes, "timm", {"model_name": said["architecture"], **model_args}, is_whole=True)
+        return Said(axes, "timm", {"model_name": name, **model_args}, is_whole=True)
     return Said(axes, is_whole=said.get("model_type") == "resnet")
 
 

@@ -142,6 +142,7 @@ STRANGE: dict[str, tuple[Callable[[Any, Any], list[Any]], str]] = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
 @pytest.mark.parametrize("case", STRANGE)
 def test_layers_that_tensors_do_not_show_are_refused_by_name(
@@ -155,6 +156,7 @@ def test_layers_that_tensors_do_not_show_are_refused_by_name(
     one_line(error, words)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
 @pytest.mark.parametrize(
     ("option", "value", "words"),

@@ -112,7 +112,7 @@ def _optimizer() -> torch.optim.Optimizer:
     return optimizer
 
 
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("zipped", [True, pytest.param(False, marks=pytest.mark.deep)])
 @pytest.mark.parametrize("case", BESIDE)
 def test_what_is_beside_the_weights_is_no_obstacle(tmp_path: Path, case: str, zipped: bool) -> None:
     path = tmp_path / "model.pth"
@@ -125,7 +125,7 @@ def test_what_is_beside_the_weights_is_no_obstacle(tmp_path: Path, case: str, zi
 
 
 @pytest.mark.parametrize(
-    "before", ["model.", "net.", "backbone.", "encoder_q.", "_orig_mod.", "module._orig_mod.", "a.b.c."]
+    "before", ["model.", "backbone.", "encoder_q.", "_orig_mod.", "module._orig_mod.", "a.b.c."]
 )
 def test_what_stands_before_all_names_is_taken_off(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], before: str
@@ -429,6 +429,7 @@ def test_what_timm_was_told_is_served_or_refused_by_name(tmp_path: Path, model_a
             assert read_config(place).model == {"model_name": "resnet18", **model_args}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("folder", [False, True])
 def test_what_a_config_says_is_what_is_proven(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: bool
