@@ -4,7 +4,6 @@ import io
 import pickle
 import sys
 import warnings
-import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from common.files import write_atomically
 from common.reading import brief, open_zip, shown
 
 DEEPEST = 8  # dictionaries within each other
+MOST_NAMES = 1 << 17  # in all of them: one may be in others many times
 EXPORTED = {"archive_format", "serialized_exported_program.json"}  # in torch.export's archives
 
 # Of what a pickle asks for by name, all that is given to it: what makes a tensor of data, and does no more.
@@ -166,9 +166,11 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
             cannot hold.
     """
     try:
-        if zipfile.is_zipfile(path):
-            with open_zip(path, ratio=1) as archive:  # tensors are not packed
-                _check_is_pickle(path, archive.namelist())
+        with path.open("rb") as file:
+            is_archive = file.read(2) == b"PK"  # as PyTorch tells
+        if is_archive:
+            with open_zip(path, ratio=1):  # tensors are not packed
+                _check_is_pickle(path, torch._C.PyTorchFileReader(str(path)).get_all_records())
         with warnings.catch_warnings(action="ignore"):  # what becomes of the file is said in one line
             # Trap: by itself, `torch.load` stops at the first thing that is no tensor.
             content = torch.load(path, map_location="cpu", pickle_module=CAREFUL, weights_only=False)
@@ -185,7 +187,11 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray], list[str]]:
 
     arrays, halves = {}, []
     room = 4 * path.stat().st_size + (64 << 20)  # a tensor may be a view, as large as it likes, of one number
-    for name, tensor in _tensors(content):
+    for number, (name, tensor) in enumerate(_entries(content)):
+        if number == MOST_NAMES:
+            raise BadInput(f"{path} holds more than {MOST_NAMES:,} names; save model.state_dict()")
+        if not isinstance(tensor, torch.Tensor):
+            continue
         room -= tensor.numel() * tensor.element_size()
         if room < 0:
             raise BadInput(f"{path} holds {brief(name)}, a view larger than the file; save it contiguous")
@@ -213,16 +219,13 @@ def _check_is_pickle(path: Path, members: Collection[str]) -> None:
             raise BadInput(f"{path} is a program of {what}, which is not run; save model.state_dict()")
 
 
-def _tensors(content: object, at: tuple[str, ...] = ()) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in dictionaries within each other, and their names, of all keys from the outermost on."""
-    if not isinstance(content, dict):
-        return
-    for key, value in content.items():
-        name = (*at, str(key))
-        if isinstance(value, torch.Tensor):
+def _entries(content: object, at: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:
+    """What is in dictionaries within each other, and its names, of all keys from the outermost on."""
+    if isinstance(content, dict) and len(at) < DEEPEST:
+        for key, value in content.items():
+            name = (*at, str(key))
             yield ".".join(name), value
-        elif len(name) < DEEPEST:
-            yield from _tensors(value, name)
+            yield from _entries(value, name)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:

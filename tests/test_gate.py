@@ -114,7 +114,7 @@ def test_images_of_other_channels_than_arch_says_are_refused(backend: str) -> No
     refused(backend, made(backend, channels=3), "b1.conv.", "(4, 3, 7, 7), expected (4, 1, 7, 7)")
 
 
-evaluation = ("forward in evaluation is off",)
+evaluation = ("in evaluation is off",)  # at the logits, or where they come from
 
 
 def changes(backend: str) -> dict[str, tuple[Callable[[Any], Any], tuple[str, ...]]]:

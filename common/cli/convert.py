@@ -76,7 +76,7 @@ def convert(
                 config = converting.read_config(source)
                 if family == "auto" and config.family:
                     family = config.family
-                found = converting.from_family(tensors, family, config.axes, num_classes, key)
+                found = converting.from_family(tensors, family, config, num_classes, key)
                 weights = found.tensors
             converting.check_network(found, arch, num_classes, in_channels)
             if prove and to is None:
@@ -113,7 +113,7 @@ def convert(
     if halves:
         say("bfloat16 is now float32, which holds it exactly")
     if not (found.rounded or found.inference_only):
-        say("every number of the source is kept, bit for bit; the biases that one side lacks are 0")
+        say("every number taken is kept, bit for bit; the biases that one side lacks are 0")
     if found.rounded:
         say(f"To rounding the same, because {found.rounded}")
     if found.inference_only:

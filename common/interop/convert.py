@@ -98,7 +98,7 @@ class Said:
 def from_family(
     tensors: Mapping[str, NDArray],
     family: str = "auto",
-    axes: Mapping[str, Any] | None = None,
+    said: Said = Said(),
     num_classes: int | None = None,
     key: str | None = None,
 ) -> Converted:
@@ -111,7 +111,7 @@ def from_family(
             "module." of a network that was trained on several GPUs, and other tensors beside the network's;
             the last layer may be called otherwise, have no bias, or not be there.
         family: one of `FAMILIES`, or "auto": the first that the names fit.
-        axes: of the `Architecture`, what a config.json says, where the family has one.
+        said: what a config.json says of the model.
         num_classes: of a new last layer, drawn from seed 0, where there is none.
         key: what the network's names begin with, where there are several networks: "state_dict_ema".
 
@@ -123,7 +123,7 @@ def from_family(
     tensors = {name: array for name, array in tensors.items() if not name.endswith(COUNTER)}
     if "b1.conv.weight" in tensors:
         raise BadInput("it is one of this project already; give --to and the family it shall become")
-    places = {name: _places(each, tensors, key) for name, each in FAMILIES.items()}
+    places = _places(tensors, key)
     fitting = [name for name, found in places.items() if found]
     if not fitting and any(EXPORTED.search(name) for name in tensors):
         raise BadInput("its names are those of Gluon's export; save it with net.save_parameters instead")
@@ -135,12 +135,12 @@ def from_family(
     family = fitting[0] if family == "auto" else family
 
     theirs = FAMILIES[family]
-    tensors, said = _taken(places[family], tensors)
+    tensors, lines = _taken(places[family], tensors)
     try:
-        known = {name: value for name, value in (axes or {}).items() if name in (theirs.config or ())}
+        known = {name: value for name, value in said.axes.items() if name in (theirs.config or ())}
         arch = _detect(theirs, tensors, known, num_classes)
         tensors, head = _with_whole_last_layer(theirs, arch, tensors)
-        said += head
+        lines += head
         checked = check_tensors(theirs.shapes(arch), tensors)
     except BadInput as error:
         raise BadInput(f"it is no plain ResNet or ResNeXt of {family}: {error}") from None
@@ -153,7 +153,7 @@ def from_family(
         else:
             weights[name] = np.zeros(shape, weights[name.replace("bias", "weight")].dtype)
     others = tuple(name for name in fitting if name != family)
-    return Converted(family, arch, weights, others=others, said=tuple(said), source=checked)
+    return Converted(family, arch, weights, others=others, said=tuple(lines), source=checked)
 
 
 def to_family(arch: Architecture, weights: Weights, family: str) -> Converted:
@@ -313,13 +313,18 @@ def read_config(path: Path) -> Said:
     return Said(axes, is_whole=said.get("model_type") == "resnet")
 
 
-def _places(family: Family, tensors: Weights, key: str | None) -> list[tuple[str, str]]:
-    """What to take off names, and to put before them, to have the family's: of each network under the key."""
-    places = list(family.beginnings(tensors))
+def _places(tensors: Weights, key: str | None) -> dict[str, list[tuple[str, str]]]:
+    """What to take off names, and to put before them, to have each family's: of each network under the key."""
+    places = {name: list(family.beginnings(tensors)) for name, family in FAMILIES.items()}
     if key is not None:
-        places = [at for at in places if re.match(rf"{re.escape(key.rstrip('./'))}[./]", at[0])]
-    # The first convolution of a block may be called as that of a network is.
-    return [at for at in places if not any(at[0] != top and at[0].startswith(top) for top, _ in places)]
+        under = re.compile(rf"{re.escape(key.rstrip('./'))}[./]")
+        places = {name: [at for at in found if under.match(at[0])] for name, found in places.items()}
+    # The first convolution of a block may be called as that of a network is, of another family too.
+    tops = {begins for found in places.values() for begins, _ in found}
+    return {
+        name: [at for at in found if not any(at[0] != top and at[0].startswith(top) for top in tops)]
+        for name, found in places.items()
+    }
 
 
 def _taken(places: list[tuple[str, str]], tensors: Weights) -> tuple[Weights, list[str]]:
@@ -331,11 +336,11 @@ def _taken(places: list[tuple[str, str]], tensors: Weights) -> tuple[Weights, li
     if len(places) > 1:
         raise BadInput(f"it has several networks, {some([at for at, _ in places])}; choose one with --key")
     ((taken_off, put_before),) = places
-    own = [name for name in tensors if name.startswith(taken_off) and not name.endswith(COUNTED)]
-    taken = {put_before + name.removeprefix(taken_off): tensors[name] for name in own}
+    own = {name for name in tensors if name.startswith(taken_off) and not name.endswith(COUNTED)}
+    taken = {put_before + name.removeprefix(taken_off): tensors[name] for name in tensors if name in own}
     said = [f"the weights are those under {shown(taken_off.rstrip('./'), 100)}"] if taken_off else []
     if len(own) < len(tensors):
-        said.append(f"left out: {some([name for name in tensors if name not in set(own)])}")
+        said.append(f"left out: {some([name for name in tensors if name not in own])}")
     return taken, said
 
 

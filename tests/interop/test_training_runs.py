@@ -23,9 +23,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common import load_checkpoint
+from common import Architecture, load_checkpoint
 from common.errors import BadInput
-from common.interop.convert import from_family, read_config
+from common.interop.convert import from_family, read_config, to_family
+from common.interop.families import FAMILIES
 from common.interop.files import INDEX, read_tensors
 from common.weights import Weights, initial_weights
 from tests.helpers import one_line
@@ -468,3 +469,22 @@ def test_what_no_file_says_is_assumed_in_so_many_words(
         assert "Taken for granted, because tensors do not show it: ReLU" in said
         assert metadata(dest)["assumed"].startswith("ReLU")
     assert SOURCES[BASIC][0] == "timm"
+
+
+def test_what_is_in_a_file_many_times_is_walked_to_an_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep: dict[str, Any] = {"weight": torch.ones(1)}
+    for _ in range(7):
+        deep = {str(i): deep for i in range(30)}
+    torch.save(deep, tmp_path / "x.pth")
+    begun = time.process_time()
+    line = refused(capsys, tmp_path / "x.pth", tmp_path / "y.safetensors")
+    assert "holds more than 131,072 names" in line and time.process_time() - begun < 10
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name.startswith("d2l")])
+def test_a_block_that_is_called_as_a_network_is_no_network(family: str) -> None:
+    arch = Architecture(((1, 8), (2, 16)), **FAMILIES[family].axes(True))
+    there = to_family(arch, initial_weights(arch), family)
+    assert from_family(there.tensors).family == family
