@@ -314,17 +314,19 @@ def read_config(path: Path) -> Said:
 
 
 def _places(tensors: Weights, key: str | None) -> dict[str, list[tuple[str, str]]]:
-    """What to take off names, and to put before them, to have each family's: of each network under the key."""
+    """By family, what to take off names, and put before them, to have its own: of each network under the key."""
     places = {name: list(family.beginnings(tensors)) for name, family in FAMILIES.items()}
     if key is not None:
         under = re.compile(rf"{re.escape(key.rstrip('./'))}[./]")
         places = {name: [at for at in found if under.match(at[0])] for name, found in places.items()}
     # The first convolution of a block may be called as that of a network is, of another family too.
     tops = {begins for found in places.values() for begins, _ in found}
-    return {
-        name: [at for at in found if not any(at[0] != top and at[0].startswith(top) for top in tops)]
-        for name, found in places.items()
-    }
+
+    def is_within(begins: str) -> bool:
+        above = ("", *(begins[: mark.end()] for mark in re.finditer("[./]", begins)))
+        return any(top in tops for top in above if top != begins)
+
+    return {name: [at for at in found if not is_within(at[0])] for name, found in places.items()}
 
 
 def _taken(places: list[tuple[str, str]], tensors: Weights) -> tuple[Weights, list[str]]:
