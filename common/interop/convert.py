@@ -314,7 +314,7 @@ def read_config(path: Path) -> Said:
 
 
 def _places(tensors: Weights, key: str | None) -> dict[str, list[tuple[str, str]]]:
-    """By family, what to take off names, and put before them, to have its own: of each network under the key."""
+    """By family, what to take off names, and put before them, to have its own: of each network there is."""
     places = {name: list(family.beginnings(tensors)) for name, family in FAMILIES.items()}
     if key is not None:
         under = re.compile(rf"{re.escape(key.rstrip('./'))}[./]")
