@@ -37,7 +37,7 @@ def photographs(count: int = 512) -> None:
                 large = Image.fromarray(pixels).resize((400, 300), Image.Resampling.BICUBIC)
                 large.save(folder / f"{i:04}.jpg", quality=90)
         images = ImageFolder(name, augment=("crop", "flip"))
-        preparation = Preparation("folder", images.resize, 3, images.normalize)
+        preparation = Preparation(images.resize, 3, images.normalize, images.fit)
         batches = FileBatches(images.train, images.batch_size, preparation)
         batches.shuffle(np.arange(count), images.augment, 0, 0)
         batches[0]

@@ -49,7 +49,6 @@ def convert(
     The architecture is read off the tensors, and a tensor that has no place in it is an error. Exits with 0,
     with 1 if --prove finds another network, 2 if it cannot be done.
     """
-    from common.data import imagenet
     from common.interop import convert as converting
     from common.interop import files
     from common.interop import prove as proving
@@ -91,10 +90,13 @@ def convert(
         metadata |= {name: text for name, text in said.items() if text}
         if to is None:
             metadata["source"] = found.family
+            of_images = converting.images_of(found, config)
+            metadata |= of_images.metadata
+            assumed = list(of_images.assumed)
             if not (config.is_whole and config.family in (None, found.family)):
-                metadata["assumed"] = converting.UNSEEN
-            if (found.arch.in_channels, found.arch.num_classes) == (3, imagenet.NUM_CLASSES):
-                metadata["dataset"] = imagenet.NAME
+                assumed.insert(0, converting.UNSEEN)
+            if assumed:
+                metadata["assumed"] = "; ".join(assumed)
             save_checkpoint(dest, found.arch, found.tensors, metadata)
         else:
             files.write_tensors(dest, to, found.arch, found.tensors, metadata)
@@ -122,5 +124,5 @@ def convert(
         say(f"Proven: {metadata['proof']}")
     if "assumed" in metadata:
         say(f"Taken for granted, because tensors do not show it: {metadata['assumed']}")
-    if "dataset" in metadata:
-        say("3 channels and 1,000 classes: `predict` will take it for a network of ImageNet")
+    if to is None:
+        say(of_images.line)

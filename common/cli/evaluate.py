@@ -16,6 +16,7 @@ from common.cli.options import (
     Data,
     Device,
     Loaders,
+    Normalize,
     Opened,
     Precision,
     Resize,
@@ -26,7 +27,6 @@ from common.cli.options import (
     check_precision,
     open_checkpoint,
 )
-from common.data import imagenet
 from common.errors import BadInput
 from common.pages import say
 from common.processes.workers import quiet
@@ -44,6 +44,7 @@ def evaluate(
     backend: AnyBackend = "any",
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 128,
     resize: Resize = None,
+    normalize: Normalize = None,
     precision: Precision = "float32",
     limit_val: Annotated[int | None, typer.Option(help="Only the first N validation images.")] = None,
     device: Device = "cpu",
@@ -76,7 +77,7 @@ def evaluate(
     name = any_backend(backend)
     check_device(device)
     check_precision(precision)
-    opened = open_checkpoint(checkpoint, resize)
+    opened = open_checkpoint(checkpoint, resize, normalize)
     path, arch, (height, width) = opened.path, opened.arch, opened.preparation.size
     check_whole("batch_size", batch_size, 1)
     if limit_val is not None:
@@ -87,8 +88,10 @@ def evaluate(
     if folder and is_image_folder(folder):
         images = _images(opened, folder, val_share, skip_bad).first(limit_val)
         source, count = str(folder), count_batches(len(images), batch_size)
-    elif opened.preparation.trained_on == imagenet.NAME:
-        raise BadInput(f"{path} is of {imagenet.NAME}; give a folder of images with --data, or try predict")
+    elif normalize is not None or (opened.is_said and opened.preparation.fit != "fashion-mnist"):
+        raise BadInput(
+            f"{path} was not trained on Fashion-MNIST; give a folder of images with --data, or try predict"
+        )
     else:
         fashion = FashionMNIST(batch_size, (height, width), limit_val=limit_val, directory=folder)
         training.check_fits(arch, fashion)
@@ -102,6 +105,8 @@ def evaluate(
             batches = FileBatches(images, batch_size, opened.preparation, model.dtype)
             dealt = read_ahead(batches, 0, THREADS, loaders)
         found = training.evaluate(model, track(dealt, "evaluating", count))
+    if images is not None:
+        say(opened.prepared())
     top5 = "" if images is None else f"  top-5 {found.top5:.4f}"
     say(
         f"{path}: loss {found.loss:.6f}  accuracy {found.accuracy:.4f}{top5}  "
@@ -128,7 +133,7 @@ def _images(opened: Opened, folder: Path, val_share: float | None, skip_bad: boo
 
     opened.preparation.check()
     own = folder / "val" if (folder / "val").is_dir() else folder
-    classes = opened.classes or _usual_classes(opened, own)
+    classes = opened.classes if opened.data else _named_so(opened, own)
     if val_share is None and own == folder:
         val_share = _share_of_training(opened, folder, skip_bad)
     images = evaluation_images(folder, classes, opened.arch.num_classes, val_share)
@@ -141,14 +146,14 @@ def _images(opened: Opened, folder: Path, val_share: float | None, skip_bad: boo
     return images
 
 
-def _usual_classes(opened: Opened, folder: Path) -> tuple[str, ...]:
-    """The classes of the network's data set, if the folders are called so; else none, and a line says so."""
+def _named_so(opened: Opened, folder: Path) -> tuple[str, ...]:
+    """The network's classes, if the folders are called so; else none, and a line says so."""
     from common.data.folder import find_images
 
-    usual = tuple(name.replace("/", "-") for name in opened.usual_classes())  # as a folder can be named
-    if set(find_images(folder).classes) == set(usual):
-        return usual
-    say(f"{opened.path} does not name its classes: the folders of {folder}, sorted, are taken for them")
+    classes = tuple(name.replace("/", "-") for name in opened.classes)  # as a folder can be named
+    if set(find_images(folder).classes) == set(classes):
+        return classes
+    say(f"{opened.path} has no classes of these names: the folders of {folder}, sorted, are taken for them")
     return ()
 
 

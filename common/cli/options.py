@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import typer
 from common.architecture import ZOO, Architecture
 from common.backend import BACKENDS, DTYPES, Backend, available_backends, find_backend, load_backend
 from common.data import CLASSES, imagenet
+from common.data.colours import KNOWN, colours
 from common.data.pipeline import check_size, is_size
 from common.data.preparation import Preparation
 from common.errors import BadInput
@@ -56,7 +58,11 @@ Checkpoint = Annotated[
 ]
 Resize = Annotated[
     int | None,
-    typer.Option(help="Height and width the network sees. Default: as trained; else 96, of ImageNet 224."),
+    typer.Option(help="Height and width the network sees. Default: as trained; else 224, of greys 96."),
+]
+Normalize = Annotated[
+    str | None,
+    typer.Option(metavar="HOW", help=f"What becomes of colours: {KNOWN}. Default: as trained."),
 ]
 
 
@@ -108,7 +114,8 @@ class Opened:
     Attributes:
         path: the file.
         arch, weights: the network.
-        preparation: of images, as the network's own validation had them, for the size that was asked for.
+        preparation: of images, as the network's own validation had them, but for what was asked for.
+        is_said: whether the checkpoint says how they are prepared; if not, they are as usual.
         classes: their names in the order of the logits; empty where it has none.
         data: which folder it was trained on, as `ImageFolder.size` says; "" where it was none.
         val_share: the share of that folder that was for validation; None where other folders said.
@@ -118,18 +125,19 @@ class Opened:
     arch: Architecture
     weights: Weights
     preparation: Preparation
+    is_said: bool
     classes: tuple[str, ...]
     data: str
     val_share: float | None
 
-    def usual_classes(self) -> tuple[str, ...]:
-        """For a checkpoint without names: those of its data set; empty where there are more or fewer."""
-        usual = imagenet.classes() if self.preparation.trained_on == imagenet.NAME else CLASSES
-        return usual if len(usual) == self.arch.num_classes else ()
+    def prepared(self) -> str:
+        """What is done to image files, in one line."""
+        unsaid = "" if self.is_said else " (the checkpoint does not say; --resize and --normalize do)"
+        return f"images: {self.preparation}{unsaid}"
 
 
-def open_checkpoint(path: Path, resize: int | None) -> Opened:
-    """The checkpoint meant by a path, for images of the height and width asked for, else of its own.
+def open_checkpoint(path: Path, resize: int | None, normalize: str | None = None) -> Opened:
+    """The checkpoint meant by a path, for images prepared as was asked for, else as its own.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -140,38 +148,66 @@ def open_checkpoint(path: Path, resize: int | None) -> Opened:
 
     path = checkpoint_file(path)
     arch, weights, says = read_checkpoint(path)
-    preparation = _preparation(path, arch, says, resize)
+    own = said_preparation(path, arch, says)
+    preparation = own or _usual(arch.in_channels)
+    if resize is not None:
+        preparation = preparation.at((resize, resize))
+    if normalize is not None:
+        if preparation.fit == "fashion-mnist":
+            raise BadInput(f"{path} is of Fashion-MNIST, whose greys are in [0, 1]; leave out --normalize")
+        preparation = dataclasses.replace(preparation, normalize=normalize)
+        preparation.check()
+    arch.check_input((1, arch.in_channels, *preparation.size))
     classes = tuple(
-        _said(path, says, "classes", list[str], lambda names: len(names) <= arch.num_classes) or ()
+        _said(path, says, "classes", list[str], lambda names: len(names) <= arch.num_classes)
+        or _usual_classes(says, preparation)
     )
     if classes:  # the last layer may have more
         classes += tuple(f"class {i}" for i in range(len(classes), arch.num_classes))
     share = _said(path, says, "val_share", float | None, lambda it: it is None or 0 < it < 1)
-    return Opened(path, arch, weights, preparation, classes, says.get("data", ""), share)
+    return Opened(path, arch, weights, preparation, own is not None, classes, says.get("data", ""), share)
 
 
-def _preparation(path: Path, arch: Architecture, says: Mapping[str, str], resize: int | None) -> Preparation:
-    """Of images as a checkpoint's own validation had them."""
+def said_preparation(path: Path, arch: Architecture, says: Mapping[str, str]) -> Preparation | None:
+    """Of images as a checkpoint's own validation had them; None where it does not say.
+
+    Raises:
+        ValueError: if it is damaged, or contradicts itself.
+    """
     from common.training.runs import is_run, read_settings
 
-    trained_on, normalize, size = "fashion-mnist", "none", (96, 96)
-    if "classes" in says:
-        trained_on, normalize = "folder", says.get("normalize", "imagenet")
-    if says.get("dataset") == imagenet.NAME:
+    try:
+        if "preparation" in says:
+            return Preparation.from_json(says["preparation"], arch.in_channels)
+    except ValueError as error:
+        raise BadInput(f"checkpoint {path} is damaged: its preparation cannot be ({error})") from None
+    # Checkpoints of before said less.
+    if says.get("dataset") == "imagenet":
         if (arch.in_channels, arch.num_classes) != (3, imagenet.NUM_CLASSES):
             raise BadInput(f"{path} says it is of ImageNet, but has not its 3 channels and 1,000 classes")
-        trained_on, normalize, size = imagenet.NAME, "imagenet", (imagenet.SIZE, imagenet.SIZE)
-    if resize is not None:
-        size = resize, resize
-    elif own := _said(path, says, "resize", tuple[int, int], is_size):
-        size = own[0], own[1]
-    elif is_run(path.parent):
-        size = read_settings(path.parent).resize
-    check_size("resize", size)
-    if normalize not in ("imagenet", "none"):
-        raise BadInput(f"checkpoint {path} is damaged: its normalize cannot be {brief(normalize)}")
-    arch.check_input((1, arch.in_channels, *size))
-    return Preparation(trained_on, size, arch.in_channels, normalize)
+        return _usual(3)
+    if "classes" in says:
+        size = _said(path, says, "resize", tuple[int, int], is_size) or (96, 96)
+        made = Preparation(size, arch.in_channels, says.get("normalize", "imagenet"), "folder")
+        colours(made.normalize, arch.in_channels)
+        return made
+    if is_run(path.parent) and (settings := read_settings(path.parent)).fit:
+        return settings.preparation(arch.in_channels)
+    return None
+
+
+def _usual(channels: int) -> Preparation:
+    """What most libraries do, as far as a network's channels tell."""
+    if channels != 3:
+        return Preparation((96, 96), channels)
+    return Preparation((imagenet.SIZE, imagenet.SIZE), channels, "imagenet")
+
+
+def _usual_classes(says: Mapping[str, str], preparation: Preparation) -> tuple[str, ...]:
+    """Of a checkpoint that does not name its classes: those of its data set, if that is known."""
+    if says.get("dataset") == "imagenet":
+        return imagenet.classes()
+    return CLASSES if preparation.fit == "fashion-mnist" else ()
 
 
 def _said(path: Path, says: Mapping[str, str], name: str, kind: Any, is_such: Callable[[Any], bool]) -> Any:

@@ -17,6 +17,7 @@ from common.cli.options import (
     AnyBackend,
     Checkpoint,
     Device,
+    Normalize,
     Opened,
     Precision,
     Resize,
@@ -47,6 +48,7 @@ def predict(
     ],
     backend: AnyBackend = "any",
     resize: Resize = None,
+    normalize: Normalize = None,
     precision: Precision = "float32",
     device: Device = "cpu",
     out: Annotated[
@@ -59,10 +61,10 @@ def predict(
     ] = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """The likeliest classes of each image, with their probabilities: three, or five of ImageNet's.
+    """The likeliest classes of each image, with their probabilities: three, or five of a thousand and more.
 
-    Image files are prepared as the validation images were; for a network of ImageNet that is the shorter
-    side to 256, the centre of 224, and the usual mean and standard deviation.
+    Image files are prepared as the network's own validation images were, which its checkpoint says; a line
+    says how, and --resize and --normalize do otherwise.
     """
     from common.data.pipeline import count_batches
     from common.oracle import softmax
@@ -73,26 +75,27 @@ def predict(
     check_precision(precision)
     if out and out.suffix not in (".csv", ".npy"):
         raise BadInput(f"cannot write {out}; give a name that ends in .csv or .npy")
-    opened = open_checkpoint(checkpoint, resize)
-    names, deal = _inputs(inputs, opened, skip_bad)
+    opened = open_checkpoint(checkpoint, resize, normalize)
+    names, deal, how = _inputs(inputs, opened, skip_bad)
     with quiet():  # frameworks have much to say
         model = load_backend(name).build(opened.arch, precision, device)
         model.load_weights(opened.weights)
         batches = track(deal(model.dtype), "predicting", count_batches(len(names), BATCH_SIZE))
         logits = np.concatenate([model.predict(x) for x in batches])
+    if how:
+        say(how)
     if out and out.suffix == ".npy":
         packed = io.BytesIO()
         np.save(packed, logits)
         write_atomically(out, packed.getvalue())
         say(f"logits {logits.shape} are in {out}")
         return
-    classes = opened.classes or opened.usual_classes()
-    classes = classes or tuple(f"class {i}" for i in range(opened.arch.num_classes))
+    classes = opened.classes or tuple(f"class {i}" for i in range(opened.arch.num_classes))
     if out:
         write_atomically(out, _table(names, classes, softmax(logits)))
         say(f"classes and probabilities of {len(names):,} images are in {out}")
         return
-    most = 5 if opened.preparation.trained_on == imagenet.NAME else 3
+    most = 5 if len(classes) >= imagenet.NUM_CLASSES else 3
     for name, row in zip(names, softmax(logits), strict=True):
         likeliest = row.argsort()[::-1][:most]
         say(f"{name}: {', '.join(f'{classes[i]} {row[i]:.4f}' for i in likeliest)}")
@@ -100,8 +103,11 @@ def predict(
 
 def _inputs(
     given: list[Path], opened: Opened, skip_bad: bool
-) -> tuple[list[str], Callable[[str], Iterator[NDArray]]]:
-    """The names of the images, and what deals them out, in the dtype it is told, in batches (N, C, H, W)."""
+) -> tuple[list[str], Callable[[str], Iterator[NDArray]], str]:
+    """The names of the images, what deals them out in batches (N, C, H, W), and how they are prepared.
+
+    The batches are of the dtype that is asked for. An array is taken as it is.
+    """
     from common.data.folder import FileBatches, leaving_out, without_bad
     from common.data.images import find_files, images_in_array, without_classes
 
@@ -110,7 +116,8 @@ def _inputs(
         (path,) = files
         x = images_in_array(path, opened.arch)
         starts = range(0, len(x), BATCH_SIZE)
-        return [f"{path.name}[{i}]" for i in range(len(x))], lambda _: (x[i : i + BATCH_SIZE] for i in starts)
+        names = [f"{path.name}[{i}]" for i in range(len(x))]
+        return names, lambda _: (x[i : i + BATCH_SIZE] for i in starts), ""
     opened.preparation.check()
     images = without_classes(files)
     if skip_bad:
@@ -121,7 +128,7 @@ def _inputs(
     def deal(dtype: str) -> Iterator[NDArray]:
         return (x for x, _ in FileBatches(images, BATCH_SIZE, opened.preparation, dtype))
 
-    return [files[Path(name)] for name in images.names], deal
+    return [files[Path(name)] for name in images.names], deal, opened.prepared()
 
 
 def _table(names: Sequence[str], classes: Sequence[str], probabilities: NDArray) -> str:

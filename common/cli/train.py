@@ -23,13 +23,16 @@ from common.cli.options import (
     ValShare,
     check_device,
     check_precision,
+    said_preparation,
 )
+from common.data.colours import KNOWN
 from common.errors import BadInput, telling_how_to_resume
 from common.pages import say
 from common.processes.workers import quiet
 
 if TYPE_CHECKING:
     from common.data import DataModule
+    from common.data.preparation import Preparation
     from common.processes.meeting import Seat
     from common.training.runs import Record
     from common.training.settings import Settings
@@ -50,7 +53,10 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
     resize: Annotated[
         int | None,
-        typer.Option(help="Height and width the network sees. Default: 96; of a folder of images 224."),
+        typer.Option(
+            help="Height and width the network sees. Default: 96; of a folder's images as --weights had "
+            "them, else 224."
+        ),
     ] = None,
     lr: Annotated[float, typer.Option(help="Learning rate, at its highest.")] = 0.01,
     momentum: Annotated[float, typer.Option(help="Share of the velocity a step keeps.")] = 0.0,
@@ -86,7 +92,12 @@ def train(
     data: Data = None,
     val_share: ValShare = None,
     normalize: Annotated[
-        str | None, typer.Option(help="imagenet or none, for a folder of images. Default: imagenet.")
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help=f"What becomes of the colours of a folder's images: {KNOWN}. Default: as --weights had "
+            "them, else imagenet.",
+        ),
     ] = None,
     skip_bad: SkipBad = False,
     loaders: Loaders = 0,
@@ -141,9 +152,10 @@ def train(
             "give one with --data"
         )
     begun = read_settings(out) if resume and out else None
-    if begun and begun.classes and not is_folder:
+    if begun and begun.fit == "folder" and not is_folder:
         raise BadInput(f"{out} was trained on a folder of images; give it again, with --data FOLDER")
-    options = _options(context, is_folder, begun)
+    like = _prepared(weights) if weights and is_folder and not begun else None
+    options = _options(context, is_folder, begun, like)
     names = list(BACKENDS) if options["backend"] == "all" else [options["backend"]]
     _check_backends(names, seat, workers or 1)
     check_device(options["device"])
@@ -176,21 +188,39 @@ def check_architecture(name: str) -> None:
     architecture(name)
 
 
-def _options(context: typer.Context, is_folder: bool, begun: Settings | None) -> dict[str, Any]:
-    """The settings among the options, by name; where a run is resumed, its own for those left out."""
+def _prepared(weights: Path) -> Preparation | None:
+    """How images were prepared for the network of a checkpoint, as far as image files can be, too."""
+    from common.training.runs import checkpoint_file
+    from common.weights import load_metadata
+
+    path = checkpoint_file(weights)
+    says = load_metadata(path)
+    found = None
+    if "architecture" in says:  # else it is no checkpoint of ours, which who reads its tensors says
+        found = said_preparation(path, Architecture.from_json(says["architecture"]), says)
+    return None if found is None or found.fit == "fashion-mnist" else found
+
+
+def _options(
+    context: typer.Context, is_folder: bool, begun: Settings | None, like: Preparation | None
+) -> dict[str, Any]:
+    """The settings among the options, by name; for those left out a resumed run's own, or as the weights'."""
     from common.training.settings import Settings
 
     given = context.params
     options = {name: given[name] for name in Settings.names() if name in given and name not in FILES}
-    size = (224 if is_folder else 96) if given["resize"] is None else given["resize"]
-    options["resize"] = (size, size)
+    usual = like.size if like else (224, 224) if is_folder else (96, 96)
+    options["resize"] = usual if given["resize"] is None else (given["resize"], given["resize"])
+    options["scaled"] = like.at(options["resize"]).around if like else None
+    options["interpolation"] = like.interpolation if like else "bilinear"
     options["augment"] = tuple(name.strip() for name in given["augment"].split(",") if given["augment"])
-    options["normalize"] = given["normalize"] or ("imagenet" if is_folder else "none")
+    usually = like.normalize if like else "imagenet" if is_folder else "none"
+    options["normalize"] = given["normalize"] or usually
     if begun:
         began_with = begun.to_fields()
         for name in options:
             source = context.get_parameter_source(name)
-            if source and source.name == "DEFAULT":
+            if source is None or source.name == "DEFAULT":
                 options[name] = began_with[name]
     return options
 
@@ -216,7 +246,7 @@ def _images(data: Path | None, is_folder: bool, options: dict[str, Any], loaders
     shared = {name: options[name] for name in SHARED}
     if not (data and is_folder):
         return FashionMNIST(directory=data, **shared)
-    own = {name: options[name] for name in ("normalize", "val_share", "skip_bad")}
+    own = {name: options[name] for name in ("normalize", "scaled", "interpolation", "val_share", "skip_bad")}
     check_whole("loaders", loaders, 0)
     images = ImageFolder(data, num_workers=loaders, **shared, **own)
     if images.skipped:

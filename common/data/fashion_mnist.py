@@ -105,6 +105,7 @@ class FashionMNIST(DataModule):
         super().__init__(batch_size, resize, augment, limit_train, limit_val, seed)
         found = _full_or_sample(directory)
         self.source = found.source
+        self.fit = "fashion-mnist"
         self.size = f"{len(found.train_images):,} + {len(found.test_images):,} images"
         self.train = found.train_images[:limit_train], found.train_labels[:limit_train]
         self.val = found.test_images[:limit_val], found.test_labels[:limit_val]

@@ -20,7 +20,6 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import Progress
 
-from common.architecture import unknown
 from common.data.decode import FORMATS, SUFFIXES, UNOPENED, decode, why_bad
 from common.data.fashion_mnist import has_files
 from common.data.imagenet import random_flip, random_resized_crop
@@ -76,7 +75,9 @@ class ImageFolder(DataModule):
 
     Args:
         root: the folder.
-        normalize: "imagenet" takes off ImageNet's mean and deviation; "none" leaves x in [0, 1].
+        normalize: what becomes of colours: "imagenet" takes off ImageNet's mean and deviation, "none" leaves
+            x in [0, 1]; `common.data.colours` knows others.
+        scaled, interpolation: as in `Preparation`, for weights that were trained so.
         val_share: of the images, for validation, where there are no folders train and val; 0.1 unless told.
         skip_bad: read every image now, and leave out those that cannot be. Which they are, `skipped` says.
         num_workers: processes that prepare batches; with 0, threads of this one do.
@@ -95,6 +96,8 @@ class ImageFolder(DataModule):
         *,
         augment: Sequence[str] = (),
         normalize: str = "imagenet",
+        scaled: tuple[int, int] | None = None,
+        interpolation: str = "bilinear",
         val_share: float | None = None,
         skip_bad: bool = False,
         num_workers: int = 0,
@@ -103,10 +106,10 @@ class ImageFolder(DataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, resize, augment, limit_train, limit_val, seed)
-        if normalize not in ("imagenet", "none"):
-            raise BadInput(unknown("normalize", str(normalize), ("imagenet", "none")))
+        self.fit, self.normalize, self.scaled, self.interpolation = "folder", normalize, scaled, interpolation
+        self._preparation(3)
         check_whole("num_workers", num_workers, 0)
-        self.normalize, self.skip_bad, self.num_workers = normalize, skip_bad, num_workers
+        self.skip_bad, self.num_workers = skip_bad, num_workers
         self.root = Path(root)
         train, val, self.val_share = find_split(self.root, val_share)
         self.skipped: dict[str, str] = {}
@@ -166,7 +169,7 @@ class ImageFolder(DataModule):
         }
 
     def _preparation(self, channels: int) -> Preparation:
-        return Preparation("folder", self.resize, channels, self.normalize)
+        return Preparation(self.resize, channels, self.normalize, self.fit, self.scaled, self.interpolation)
 
 
 class FileBatches(Batches):
@@ -203,7 +206,8 @@ class FileBatches(Batches):
             return self.preparation.pixels(image)
         cropping, flipping = np.random.default_rng([self.seed, self.epoch, _hash(name)]).spawn(2)
         if "crop" in self.augment:
-            pixels = random_resized_crop(image, self.preparation.size, cropping)
+            how = self.preparation
+            pixels = random_resized_crop(image, how.size, how.resampling, cropping)
         else:
             pixels = self.preparation.pixels(image)
         return random_flip(pixels, flipping) if "flip" in self.augment else pixels

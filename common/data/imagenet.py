@@ -1,7 +1,7 @@
 """ImageNet's conventions: how its images are prepared and augmented, and what its classes are called.
 
-The pixels are those of torchvision's transforms, as its reference training has them: bilinear, smoothed where
-an image shrinks, by Pillow.
+The pixels are those of torchvision's transforms, as its reference training has them: by Pillow's resampling,
+which smooths where an image shrinks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-NAME = "imagenet"  # under "dataset" in a checkpoint's metadata
 NUM_CLASSES = 1000
 SIZE = 224  # height and width, unless told otherwise
 
@@ -34,66 +33,45 @@ def classes() -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").splitlines())
 
 
-def centre_crop(image: Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+def centre_crop(
+    image: Image, size: tuple[int, int], around: tuple[int, int], resampling: int, keep_ratio: bool = True
+) -> NDArray[np.uint8]:
     """The centre of an image, as uint8 (height, width, C).
 
-    The shorter side is brought to 8/7 of its size (256 for 224), and the centre is cut out (He et al. 2015,
-    section 4.1: single crop).
+    The image is brought to `around` (256×256 for 224×224), of which it has at least as much as there is if it
+    keeps its ratio, and the centre is cut out (He et al. 2015, section 4.1: single crop).
     """
-    from PIL.Image import Resampling
-
-    height, width = size
-    if image.width * height >= image.height * width:  # as wide as the size or wider
-        tall = height * 8 // 7
+    (height, width), (tall, wide) = size, around
+    if not keep_ratio:
+        scaled = wide, tall
+    elif image.width * tall >= image.height * wide:  # as wide or wider
         scaled = int(tall * image.width / image.height), tall
     else:
-        wide = width * 8 // 7
         scaled = wide, int(wide * image.height / image.width)
     left, top = int(round((scaled[0] - width) / 2)), int(round((scaled[1] - height) / 2))
     if scaled[0] * scaled[1] > 64 * width * height:  # a ribbon, which as a whole would fill the memory
         across, down = image.width / scaled[0], image.height / scaled[1]
         box = (left * across, top * down, (left + width) * across, (top + height) * down)
-        return pixels(image.resize((width, height), Resampling.BILINEAR, box=box))
-    return pixels(image.resize(scaled, Resampling.BILINEAR).crop((left, top, left + width, top + height)))
+        return pixels(image.resize((width, height), resampling, box=box))
+    return pixels(image.resize(scaled, resampling).crop((left, top, left + width, top + height)))
 
 
 def random_resized_crop(
-    image: Image, size: tuple[int, int], generator: np.random.Generator
+    image: Image, size: tuple[int, int], resampling: int, generator: np.random.Generator
 ) -> NDArray[np.uint8]:
     """A random part of an image, resized: uint8 (height, width, C).
 
     Its area is 8 % to all of the image's, its shape 3:4 to 4:3 (Szegedy et al. 2014, section 6). After ten
     draws that do not fit it is the largest central part of such a shape.
     """
-    from PIL.Image import Resampling
-
     height, width = size
     box = _random_box(image.width, image.height, generator)
-    return pixels(image.resize((width, height), Resampling.BILINEAR, box=box))
+    return pixels(image.resize((width, height), resampling, box=box))
 
 
 def random_flip(image: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
     """An image (H, W, C), left to right with probability 1/2."""
     return image[:, ::-1] if generator.random() < 0.5 else image
-
-
-def levels(dtype: str, normalize: str, channels: int) -> NDArray[np.floating]:
-    """What each of a pixel's 256 values becomes, (channels, 256): in [0, 1], or "imagenet" normalised."""
-    values = np.arange(256, dtype=dtype) / np.array(255, dtype)
-    if normalize == "none":
-        return np.tile(values, (channels, 1))
-    mean, std = np.array(MEAN, dtype)[:, None], np.array(STD, dtype)[:, None]
-    return (values - mean) / std
-
-
-def normalise(images: NDArray[np.uint8], table: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Images (N, H, W, C) as float (N, C, H, W), by the table of `levels`: quicker than arithmetic."""
-    n, height, width, channels = images.shape
-    x = np.empty((n, channels, height, width), table.dtype)
-    for image, out in zip(images, x, strict=True):
-        for channel in range(channels):
-            np.take(table[channel], image[:, :, channel], out=out[channel], mode="clip")
-    return x
 
 
 def pixels(image: Image) -> NDArray[np.uint8]:

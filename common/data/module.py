@@ -20,14 +20,18 @@ class DataModule(ABC):
 
     Attributes:
         classes: their names, in the order of the logits.
-        normalize: "imagenet" where ImageNet's mean and deviation are taken off, else "none".
+        fit, normalize, scaled, interpolation: how an image file becomes such an image, as `Preparation` has
+            it, for checkpoints to say; an empty fit says nothing.
         source: where the images are from, in words.
         size: how many images there are, in words.
         num_train, num_val: how many of them are used.
     """
 
     classes: tuple[str, ...]
+    fit = ""
     normalize = "none"
+    scaled: tuple[int, int] | None = None
+    interpolation = "bilinear"
     source: str
     size: str
     num_train: int
@@ -111,5 +115,6 @@ class DataModule(ABC):
 
     def settings(self) -> dict[str, Any]:
         """All that decides what the batches are, wherever the files lie."""
-        names = ("batch_size", "resize", "augment", "seed", "limit_train", "limit_val", "normalize")
-        return {name: getattr(self, name) for name in names} | {"data": self.size}
+        dealt = ("batch_size", "resize", "augment", "seed", "limit_train", "limit_val")
+        prepared = ("fit", "normalize", "scaled", "interpolation")
+        return {name: getattr(self, name) for name in dealt + prepared} | {"data": self.size}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.architecture import CONVENTIONS, ZOO, Architecture, Shape, architecture, unknown
+from common.data import CLASSES
+from common.data.preparation import Preparation
 from common.errors import BadInput
 from common.interop.families import FAMILIES, Family, Place
+from common.interop.prepared import by_default, of_timm, of_transformers, read_transformers, usual_classes
 from common.reading import brief, fits, read_json, shown, some
 from common.summary import KINDS
 from common.weights import Weights, check_tensors, initial_weights
@@ -87,12 +91,51 @@ class Said:
         family: whose words it uses; None where more than one does.
         model: what the family's library builds it from; empty where it builds it from the file alone.
         is_whole: whether nothing of the model has to be taken for granted.
+        prepare: how images are prepared for a network of so many channels, if that is said; it may raise.
+        classes: their names, in the order of the logits.
     """
 
     axes: Mapping[str, Any] = field(default_factory=dict)
     family: str | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
     is_whole: bool = False
+    prepare: Callable[[int], Preparation] | None = None
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is known of a network's images.
+
+    Attributes:
+        metadata: what a checkpoint keeps of it: "preparation" and "classes", as far as they are known.
+        assumed: what of it is taken for granted.
+        line: how images are prepared, for people.
+    """
+
+    metadata: Mapping[str, str]
+    assumed: tuple[str, ...]
+    line: str
+
+
+def images_of(found: Converted, said: Said) -> Images:
+    """How a family's network wants its images, and what it calls their classes."""
+    arch, metadata, assumed = found.arch, {}, []
+    try:
+        made = said.prepare(arch.in_channels) if said.prepare else by_default(found.family, arch)
+        line = f"images: {made}" if made else "how images are prepared is not said: `predict` asks"
+        if made and not said.prepare:
+            assumed.append(f"images prepared as {found.family}'s own weights have them")
+    except BadInput as error:
+        made, line = None, f"how images are prepared is not kept, because it is none of our ways: {error}"
+    if made:
+        metadata["preparation"] = made.to_json()
+    if len(said.classes) == arch.num_classes:
+        metadata["classes"] = json.dumps(said.classes)
+    elif usual := usual_classes(found.family, arch):
+        metadata["classes"] = json.dumps(usual)
+        assumed.append(f"classes named as {'Fashion-MNIST' if usual == CLASSES else 'ImageNet'}'s")
+    return Images(metadata, tuple(assumed), line)
 
 
 def from_family(
@@ -279,9 +322,13 @@ def read_config(path: Path) -> Said:
     Raises:
         ValueError: if it is damaged, or names what no network of this project does.
     """
-    config = path.with_name("config.json") if path.is_file() else path / "config.json"
+    folder = path.parent if path.is_file() else path
+    config = folder / "config.json"
+    prepare: Callable[[int], Preparation] | None = None
+    if processor := read_transformers(folder):
+        prepare = partial(of_transformers, processor)
     if not config.is_file():
-        return Said()
+        return Said(prepare=prepare)
     try:
         said = read_json(config)
         model_args = said.get("model_args", {})
@@ -308,9 +355,26 @@ def read_config(path: Path) -> Said:
             f"{config} says {', '.join(dict.fromkeys(others))}, which the blocks of this project do not do"
         )
     axes = {"stride_on": "1x1"} if said.get("downsample_in_bottleneck") is True else {}
+    classes = _classes(said)
     if is_timm:
-        return Said(axes, "timm", {"model_name": name, **model_args}, is_whole=True)
-    return Said(axes, is_whole=said.get("model_type") == "resnet")
+        cfg = said.get("pretrained_cfg")
+        prepare = partial(of_timm, cfg if isinstance(cfg, dict) else said)
+        model = {"model_name": name, **model_args}
+        return Said(axes, "timm", model, is_whole=True, prepare=prepare, classes=classes)
+    return Said(axes, is_whole=said.get("model_type") == "resnet", prepare=prepare, classes=classes)
+
+
+def _classes(said: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes' names in a config.json, in the order of the logits; empty where it has none."""
+    names, labels = said.get("label_names"), said.get("id2label")
+    if isinstance(names, list) and fits(names, list[str]):  # timm's
+        longer = said.get("label_descriptions", {})
+        return tuple(map(longer.get, names, names)) if fits(longer, dict[str, str]) else tuple(names)
+    if not isinstance(labels, dict) or not fits(labels, dict[str, str]):
+        return ()
+    found = tuple(labels.get(str(i), "") for i in range(len(labels)))
+    is_named = all(name and name != f"LABEL_{i}" for i, name in enumerate(found))
+    return found if is_named else ()
 
 
 def _places(tensors: Weights, key: str | None) -> dict[str, list[tuple[str, str]]]:

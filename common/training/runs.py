@@ -494,7 +494,10 @@ def _read_run(folder: str | os.PathLike[str]) -> tuple[Settings, dict[str, Any]]
         fields = read_json(path)
         if fields.pop("sha256", None) != _fields_sha256(fields):
             raise ValueError("wrong SHA-256")
-        return Settings.from_fields({n: value for n, value in fields.items() if n != "format"}), fields
+        said = {name: value for name, value in fields.items() if name != "format"}
+        if "fit" not in said:  # a run of before checkpoints said how images are prepared
+            said["fit"] = "folder" if said.get("classes") else "fashion-mnist"
+        return Settings.from_fields(said), fields
     except (OSError, TypeError, ValueError) as error:
         raise BadInput(f"{path} is damaged ({error}); put it right or start a new run") from None
 

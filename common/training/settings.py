@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from common.data import CLASSES
+from common.data.preparation import Preparation
 from common.errors import BadInput
 from common.reading import check_fields
 from common.recipe import Recipe
@@ -31,7 +33,9 @@ class Settings:
         resize: height and width the network sees.
         compile: whether PyTorch compiles its network, as the others always do.
         classes: names of an image folder's classes, which the checkpoints keep; else none.
-        normalize: "imagenet" or "none", as `data.ImageFolder` has it; `val_share` and `skip_bad`, too.
+        fit, normalize, scaled, interpolation: how images are prepared, as `Preparation` has it; an empty fit
+            says nothing of them.
+        val_share, skip_bad: as `data.ImageFolder` has them.
         weights: SHA-256 of the weights the run starts from; empty where they are drawn from the seed.
 
     Raises:
@@ -56,14 +60,18 @@ class Settings:
     data: str
     compile: bool = False
     classes: tuple[str, ...] = ()
+    fit: str = ""
     normalize: str = "none"
+    scaled: tuple[int, int] | None = None
+    interpolation: str = "bilinear"
     val_share: float | None = None
     skip_bad: bool = False
     weights: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("resize", "augment", "classes"):  # lists, from JSON
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("resize", "augment", "classes", "scaled"):  # lists, from JSON
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, least in (("epochs", 1), ("warmup_epochs", 0)):
             if not least <= getattr(self, name) < np.inf:
                 raise BadInput(f"{name} must be {least} or more, not {getattr(self, name)}")
@@ -77,16 +85,20 @@ class Settings:
             )
 
     def metadata(self) -> dict[str, str]:
-        """What a checkpoint says of an image folder: its classes, and how images are prepared."""
-        if not self.classes:
-            return {}
-        return {
-            "classes": json.dumps(self.classes),  # in ASCII: a folder's name may be no Unicode
-            "normalize": self.normalize,
-            "resize": json.dumps(self.resize),
-            "data": self.data,
-            "val_share": json.dumps(self.val_share),
-        }
+        """What a checkpoint says of its images: their classes, and how they are prepared."""
+        said = {}
+        if self.fit:
+            said["preparation"] = self.preparation(channels=3).to_json()
+        if self.fit == "fashion-mnist":
+            said["classes"] = json.dumps(CLASSES)
+        if self.classes:
+            said["classes"] = json.dumps(self.classes)  # in ASCII: a folder's name may be no Unicode
+            said |= {"data": self.data, "val_share": json.dumps(self.val_share)}
+        return said
+
+    def preparation(self, channels: int) -> Preparation:
+        """How images of so many channels are prepared, where `fit` is not empty."""
+        return Preparation(self.resize, channels, self.normalize, self.fit, self.scaled, self.interpolation)
 
     @classmethod
     def names(cls) -> list[str]:

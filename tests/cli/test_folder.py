@@ -17,6 +17,7 @@ from PIL import Image
 
 from common import Architecture, architecture, initial_weights, load_checkpoint, save_checkpoint
 from common.data import CLASSES, ImageFolder, sample, write_images
+from common.data.preparation import Preparation
 from common.training import confusion
 from common.training.runs import read_history, read_settings
 from tests.cli.commands import command, run, run_here, succeed, succeed_here, wait_for
@@ -164,7 +165,8 @@ def test_evaluate_takes_a_folder_of_some_of_the_classes(trained: Path, root: Pat
 def test_a_fashion_mnist_network_sees_png_files_as_it_saw_the_set(tmp_path: Path) -> None:
     arch = architecture("small")
     path = tmp_path / "fashion.safetensors"
-    save_checkpoint(path, arch, initial_weights(arch))
+    how = Preparation((96, 96), 1, fit="fashion-mnist").to_json()
+    save_checkpoint(path, arch, initial_weights(arch), {"preparation": how, "classes": json.dumps(CLASSES)})
     write_images(sample(), tmp_path / "numbered")
     for number, name in enumerate(CLASSES):  # by their own names, which are sorted otherwise
         (tmp_path / "named").mkdir(exist_ok=True)
@@ -208,13 +210,13 @@ def test_predict_takes_folders_as_training_does_and_names_images_by_their_place(
     (tmp_path / "images/._a.jpg").write_bytes(b"no image")
     (tmp_path / "images/cat").symlink_to(root / "val/cat")
     (tmp_path / "images/circle").symlink_to(tmp_path / "images")
-    lines = run_here("predict", trained, tmp_path / "images", "--backend", "oracle").stdout.splitlines()
+    _, *lines = run_here("predict", trained, tmp_path / "images", "--backend", "oracle").stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == [f"cat/cat{i:03}.jpg" for i in range(4)]
 
 
 def test_predict_names_the_classes(trained: Path, root: Path) -> None:
-    line = run_here("predict", trained, root / "val/cat/cat000.jpg", "--backend", "oracle").stdout
-    assert re.fullmatch(r"cat000\.jpg: (cat|dog) [\d.]+, (cat|dog) [\d.]+\n", line)
+    shown = run_here("predict", trained, root / "val/cat/cat000.jpg", "--backend", "oracle").stdout
+    assert re.fullmatch(r"images: .*\ncat000\.jpg: (cat|dog) [\d.]+, (cat|dog) [\d.]+\n", shown)
 
 
 def test_bad_files_are_left_out_where_asked(trained: Path, tmp_path: Path) -> None:
@@ -233,7 +235,7 @@ def test_bad_files_are_left_out_where_asked(trained: Path, tmp_path: Path) -> No
     assert "leaving out 1 file" in run_here("evaluate", trained, *options, "--skip-bad").stdout
     images = ["predict", trained, root / "val", "--backend", "oracle"]
     assert run_here(*images).returncode == 2
-    assert len(run_here(*images, "--skip-bad").stdout.splitlines()) == 9
+    assert len(run_here(*images, "--skip-bad").stdout.splitlines()) == 10
 
 
 @pytest.mark.parametrize(
@@ -343,8 +345,8 @@ def test_what_a_checkpoint_calls_its_classes_does_nothing_to_a_terminal(
     network, image = hostile
     options = ["--backend", "oracle"]
     shown = [r"\x1b]0;mine\x07cat", r"dog\n\x9b2J\u202egod\u200b"]
-    line = succeed_here("predict", network, image, *options)
-    assert line.count("\n") == 1 and line[:-1].isprintable() and all(name in line for name in shown)
+    _, line = succeed_here("predict", network, image, *options).splitlines()
+    assert line.isprintable() and all(name in line for name in shown)
     succeed_here("predict", network, image, *options, "--out", tmp_path / "found.csv")
     table = (tmp_path / "found.csv").read_text(encoding="utf-8")
     assert table.splitlines()[0] == f"image,class,probability,{','.join(shown)}"

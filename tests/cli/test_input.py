@@ -32,7 +32,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network's checkpoint."""
     arch = Architecture(stages=((1, 8), (1, 16)), stem_channels=8)
     path = tmp_path_factory.mktemp("network") / "small.safetensors"
-    save_checkpoint(path, arch, initial_weights(arch))
+    how = {"preparation": Preparation((96, 96), 1, fit="fashion-mnist").to_json()}
+    save_checkpoint(path, arch, initial_weights(arch), how)
     return path
 
 
@@ -288,8 +289,8 @@ def test_a_checkpoint_is_read_once(network: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("common.weights.open_safetensors", watched)
     found = open_checkpoint(network, None)
-    assert opened == [network] and found.preparation == Preparation("fashion-mnist", (96, 96), 1)
-    assert (found.classes, found.usual_classes(), found.val_share) == ((), CLASSES, None)
+    assert opened == [network] and found.preparation == Preparation((96, 96), 1, fit="fashion-mnist")
+    assert (found.classes, found.is_said, found.val_share) == (CLASSES, True, None)
 
 
 def test_predict_names_classes_by_number_where_they_are_not_fashion(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from common import Architecture, initial_weights, save_checkpoint
 from common.data import CLASSES
 from common.data.imagenet import classes
+from common.data.preparation import Preparation
 from common.oracle import Model
 from tests.cli.commands import run_here
 from tests.data.folders import FILES, write_file
@@ -19,21 +20,21 @@ from tests.data.folders import FILES, write_file
 pytestmark = pytest.mark.usefixtures("no_full_set")
 
 # What each network's checkpoint says of its images; ImageNet's are converted, the folders' trained here.
-NETWORKS: dict[str, tuple[int, tuple[str, ...], dict[str, str]]] = {
-    "imagenet": (3, classes(), {"dataset": "imagenet"}),
-    "folder": (3, ("cat", "dog"), {"normalize": "imagenet", "resize": "[32, 32]"}),
-    "grey folder": (1, ("cat", "dog"), {"normalize": "none", "resize": "[32, 32]"}),
-    "fashion": (1, CLASSES, {}),
-    "fashion in colour": (3, CLASSES, {}),
+NETWORKS: dict[str, tuple[int, tuple[str, ...], Preparation]] = {
+    "imagenet": (3, classes(), Preparation((224, 224), 3, "imagenet")),
+    "keras": (3, classes(), Preparation((224, 224), 3, "caffe", "whole", (256, 240), "lanczos")),
+    "folder": (3, ("cat", "dog"), Preparation((32, 32), 3, "imagenet", "folder")),
+    "grey folder": (1, ("cat", "dog"), Preparation((32, 32), 1, fit="folder")),
+    "fashion": (1, CLASSES, Preparation((96, 96), 1, fit="fashion-mnist")),
+    "fashion in colour": (3, CLASSES, Preparation((96, 96), 3, fit="fashion-mnist")),
 }
 
 
 @pytest.fixture(params=NETWORKS)
 def network(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
     """A small network's checkpoint, and its classes."""
-    channels, names, says = NETWORKS[request.param]
-    if "folder" in request.param:
-        says = says | {"classes": json.dumps(names)}
+    channels, names, preparation = NETWORKS[request.param]
+    says = {"classes": json.dumps(names), "preparation": preparation.to_json()}
     arch = Architecture(((1, 4),), in_channels=channels, num_classes=len(names), stem_channels=4)
     path = tmp_path / "network.safetensors"
     save_checkpoint(path, arch, initial_weights(arch, 3), says)

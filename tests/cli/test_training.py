@@ -54,8 +54,9 @@ def test_train_evaluate_and_predict_end_to_end(
     pixels = sample().test_images[:3, None] / 255
     np.save(tmp_path / "x.npy", pixels)
     last = out / "last.safetensors"
-    line = run_here("predict", last, tmp_path / "boot.png", *here).stdout
-    name, *classes = re.fullmatch(r"(\S+): (.+) ([\d.]+), (.+) ([\d.]+), (.+) ([\d.]+)\n", line).groups()
+    how, line = run_here("predict", last, tmp_path / "boot.png", *here).stdout.splitlines()
+    assert how == "images: brought to 28×28, as Fashion-MNIST's are, then to 28×28; in [0, 1]"
+    name, *classes = re.fullmatch(r"(\S+): (.+) ([\d.]+), (.+) ([\d.]+), (.+) ([\d.]+)", line).groups()
     assert name == "boot.png"
     assert set(classes[::2]) < set(CLASSES)
     assert 1 >= float(classes[1]) >= float(classes[3]) >= float(classes[5]) >= 0

@@ -251,7 +251,7 @@ def test_a_ribbon_does_not_fill_the_memory(tmp_path: Path) -> None:
     pixels = np.linspace(0, 255, 20_000).astype(np.uint8)[None].repeat(2, 0)
     image = Image.fromarray(pixels).convert("RGB")
     tracemalloc.start()
-    found = Preparation("folder", (24, 24), 3).pixels(image)
+    found = Preparation((24, 24), 3, fit="folder").pixels(image)
     assert tracemalloc.get_traced_memory()[1] < 10**7
     tracemalloc.stop()
     assert found.shape == (24, 24, 3) and abs(int(found.mean()) - 127) <= 1
@@ -294,14 +294,17 @@ def test_random_crops_are_drawn_as_torchvision_draws_them(backends: list[str]) -
 
     from tests.interop.families import torchvision
 
-    theirs = torchvision().transforms.RandomResizedCrop(8)
+    theirs, bilinear = torchvision().transforms.RandomResizedCrop(8), Image.Resampling.BILINEAR
     for size in ((60, 40), (30, 200), (200, 31)):
         image = Image.fromarray(np.mgrid[: size[1], : size[0]][0].astype(np.uint8))
         wide = Image.fromarray(np.mgrid[: size[1], : size[0]][1].astype(np.uint8))
         ours = []
         for seed in range(400):  # a crop's mean row and column say where its middle is
             ours.append(
-                [random_resized_crop(i, (8, 8), np.random.default_rng(seed)).mean() for i in (image, wide)]
+                [
+                    random_resized_crop(i, (8, 8), bilinear, np.random.default_rng(seed)).mean()
+                    for i in (image, wide)
+                ]
             )
         expected = []
         for seed in range(400):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def test_preprocessing_is_torchvisions(backends: list[str], size: tuple[int, int
 
 def preprocess(image: Image.Image, size: int = 224, dtype: str = "float32") -> NDArray:
     """(3, size, size)."""
-    preparation = Preparation("imagenet", (size, size), 3, "imagenet")
+    preparation = Preparation((size, size), 3, "imagenet")
     return preparation.floats(preparation.pixels(image)[None], dtype)[0]
 
 
@@ -58,7 +59,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network that says it is of ImageNet."""
     arch = Architecture(stages=((1, 4), (1, 8)), in_channels=3, num_classes=1000, stem_channels=4)
     path = tmp_path_factory.mktemp("imagenet") / "small.safetensors"
-    save_checkpoint(path, arch, initial_weights(arch), {"dataset": "imagenet"})
+    how = Preparation((224, 224), 3, "imagenet").to_json()
+    says = {"preparation": how, "classes": json.dumps(classes())}
+    save_checkpoint(path, arch, initial_weights(arch), says)
     return path
 
 
@@ -71,7 +74,10 @@ def test_predict_prepares_images_and_names_the_top_five(network: Path, tmp_path:
     model = Model(Architecture(((1, 4), (1, 8)), in_channels=3, num_classes=1000, stem_channels=4))
     logits = model.predict(preprocess(image, dtype="float64")[None])[0]
     expected = [classes()[i] for i in logits.argsort()[::-1][:5]]
-    lines = shown.splitlines()
+    said, *lines = shown.splitlines()
+    assert said == (
+        "images: the shorter side to 256 (bilinear), the centre of 224×224; RGB normalised as imagenet"
+    )
     assert len(lines) == 2
     assert [
         re.sub(r" [\d.]+$", "", part) for part in lines[0].removeprefix("photo.png: ").split(", ")
@@ -85,7 +91,7 @@ def test_predict_prepares_images_and_names_the_top_five(network: Path, tmp_path:
 def test_evaluate_has_no_imagenet(network: Path) -> None:
     done = run_here("evaluate", network, "--backend", "oracle")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "is of imagenet" in done.stderr
+    assert "was not trained on Fashion-MNIST; give a folder" in done.stderr
 
 
 def test_importing_it_needs_no_pillow() -> None:

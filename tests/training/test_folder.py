@@ -13,6 +13,7 @@ import pytest
 
 from common import data, load_checkpoint
 from common.data import DataModule, ImageFolder
+from common.data.preparation import Preparation
 from common.errors import BadInput
 from common.training.runs import Run, read_history
 from common.weights import load_metadata
@@ -96,11 +97,8 @@ def test_checkpoints_say_what_they_were_trained_on(tmp_path: Path) -> None:
     train(settings("oracle", images, COLOURED, precision="float64"), images, tmp_path / "run")
     for name in ("best", "last"):
         says = load_metadata(tmp_path / "run" / f"{name}.safetensors")
-        assert (says["classes"], says["normalize"], says["resize"]) == (
-            '["cat", "dog"]',
-            "imagenet",
-            "[28, 28]",
-        )
+        assert says["classes"] == '["cat", "dog"]'
+        assert Preparation.from_json(says["preparation"], 3) == images._preparation(3).at((28, 28))
 
 
 def test_another_folder_is_another_run(tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""How other libraries prepare images for their networks: as a folder's files say, or else by default."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.architecture import Architecture
+from common.data import CLASSES, imagenet
+from common.data.colours import in_figures
+from common.data.preparation import INTERPOLATIONS, Preparation
+from common.errors import BadInput
+from common.reading import brief, fits, read_json
+
+PILLOWS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by their numbers
+TRANSFORMERS = "preprocessor_config.json"
+LARGE = 384  # height and width from which on ConvNext's processor, which ResNets have, cuts nothing
+
+_USUAL = Preparation((224, 224), 3, "imagenet")  # torchvision's first weights, timm's, GluonCV's
+_D2L = Preparation((96, 96), 1, fit="fashion-mnist")
+
+# What each family's own weights were evaluated with. Its library's own functions: torchvision's
+# `weights.transforms()`, timm's `create_transform`, transformers' `ConvNextImageProcessor` as ResNets' files
+# have it, Keras' `preprocess_input` (of colours alone), Gluon's and Flax's published examples.
+DEFAULTS = {
+    "torchvision": _USUAL,
+    "timm": _USUAL,
+    "gluon": _USUAL,
+    "gluoncv": _USUAL,
+    "keras": dataclasses.replace(_USUAL, normalize="caffe"),
+    **{
+        name: dataclasses.replace(_USUAL, interpolation="bicubic")
+        for name in ("transformers", "transformers-flax", "transformers-tf", "flax-example")
+    },
+    **dict.fromkeys(("d2l-torch", "d2l-mxnet", "d2l-tf", "d2l-jax"), _D2L),
+}
+
+
+def by_default(family: str, arch: Architecture) -> Preparation | None:
+    """How the family prepares images for its own weights of so many channels; None where it does not.
+
+    Greys are left in [0, 1]: the figures are of three channels.
+    """
+    found = DEFAULTS[family]
+    if found == _D2L and (arch.in_channels, arch.num_classes) != (1, len(CLASSES)):
+        return None
+    if arch.in_channels == found.channels:
+        return found
+    return dataclasses.replace(found, channels=1, normalize="none") if arch.in_channels == 1 else None
+
+
+def usual_classes(family: str, arch: Architecture) -> tuple[str, ...]:
+    """The names of the classes that a network of so many is taken to have, where nothing names them."""
+    if by_default(family, arch) == _D2L:
+        return CLASSES
+    is_imagenets = (arch.in_channels, arch.num_classes) == (3, imagenet.NUM_CLASSES)
+    return imagenet.classes() if is_imagenets else ()
+
+
+def of_timm(said: Mapping[str, Any], channels: int) -> Preparation:
+    """What the `pretrained_cfg` of timm says (timm's data/config.py and data/transforms_factory.py).
+
+    Raises:
+        ValueError: if it is damaged, or images are prepared in a way that is none of ours.
+    """
+    try:
+        size = said.get("input_size", (channels, 224, 224))[1:]
+        share = said.get("crop_pct") or 0.875
+        mode = said.get("crop_mode") or "center"
+        interpolation = said.get("interpolation") or "bicubic"
+        if mode not in ("center", "squash"):
+            raise BadInput(f"crop_mode is {brief(mode)}")
+        return Preparation(
+            tuple(size),
+            channels,
+            _figures(said.get("mean", imagenet.MEAN), said.get("std", imagenet.STD), channels),
+            "whole" if mode == "squash" else "crop",
+            tuple(math.floor(side / share) for side in size),
+            _known(interpolation),
+        )
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        raise BadInput(str(error)) from None
+
+
+def of_transformers(said: Mapping[str, Any], channels: int) -> Preparation:
+    """What a preprocessor_config.json of transformers says.
+
+    Raises:
+        ValueError: if it is damaged, or images are prepared in a way that is none of ours.
+    """
+    for name, served in (("do_resize", True), ("do_rescale", True), ("do_flip_channel_order", False)):
+        if said.get(name, served) is not served:
+            raise BadInput(f"{name} is {brief(said[name])}")
+    factor = said.get("rescale_factor", 1 / 255)
+    if not (fits(factor, float) and math.isclose(factor, 1 / 255, rel_tol=1e-6)):
+        raise BadInput(f"rescale_factor is {brief(factor)}")
+    try:
+        size, scaled = _sizes(said)
+        normalize = "none"
+        if said.get("do_normalize", True):
+            normalize = _figures(said["image_mean"], said["image_std"], channels)
+        number = said.get("resample", PILLOWS.index("bicubic"))
+        fit = "whole" if size == scaled or "height" in _size(said) else "crop"
+        return Preparation(size, channels, normalize, fit, scaled, _known(PILLOWS[number]))
+    except KeyError as error:
+        raise BadInput(f"{error.args[0]} is not said") from None
+    except (TypeError, ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
+        raise BadInput(str(error)) from None
+
+
+def _sizes(said: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size, and what an image is brought to before the centre is cut out."""
+    size = _size(said)
+    kind = str(said.get("image_processor_type") or said.get("feature_extractor_type"))
+    if kind.startswith("ConvNext") or "crop_pct" in said:
+        shortest = size["shortest_edge"]
+        longer = int(shortest / said.get("crop_pct", 0.875)) if shortest < LARGE else shortest
+        return (shortest, shortest), (longer, longer)
+    if "height" in size:
+        around = size["height"], size["width"]
+        return (_cut(said) if said.get("do_center_crop") else around), around
+    shortest = size["shortest_edge"]
+    if not said.get("do_center_crop"):
+        raise BadInput("images keep their shape")
+    return _cut(said), (shortest, shortest)
+
+
+def _size(said: Mapping[str, Any]) -> dict[str, int]:
+    size = said["size"]
+    return {"shortest_edge": size} if isinstance(size, int) else dict(size)
+
+
+def _cut(said: Mapping[str, Any]) -> tuple[int, int]:
+    cut = said["crop_size"]
+    return (cut, cut) if isinstance(cut, int) else (cut["height"], cut["width"])
+
+
+def _known(interpolation: object) -> str:
+    if interpolation not in INTERPOLATIONS:
+        raise BadInput(f"interpolation is {brief(interpolation)}")
+    return str(interpolation)
+
+
+def _figures(mean: Sequence[float], std: Sequence[float], channels: int) -> str:
+    """Of each channel; where there are more or fewer, their mean for each, as timm has it."""
+    for figures in (mean, std):
+        if not (fits(figures, tuple[float, ...]) and figures):
+            raise BadInput(f"mean or deviation is {brief(figures)}")
+    if len(mean) != channels:
+        mean, std = ([sum(figures) / len(figures)] * channels for figures in (mean, std))
+    return in_figures(mean, std)
+
+
+def read_transformers(folder: Path) -> Mapping[str, Any]:
+    """What a preprocessor_config.json in the folder says; empty where there is none.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    path = folder / TRANSFORMERS
+    if not path.is_file():
+        return {}
+    try:
+        return read_json(path, dict)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} is no {TRANSFORMERS} ({error}); mend it or take it away") from None
