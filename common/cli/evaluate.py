@@ -132,12 +132,12 @@ def _images(opened: Opened, folder: Path, val_share: float | None, skip_bad: boo
     if val_share is None and own == folder:
         val_share = _share_of_training(opened, folder, skip_bad)
     images = evaluation_images(folder, classes, opened.arch.num_classes, val_share)
-    if not skip_bad:
+    if skip_bad:
+        images = without_bad(images)
+    else:
         check_readable(images)
-        return images
-    images, skipped = without_bad(images)
-    if skipped:
-        say(leaving_out(skipped))
+    if images.left_out:
+        say(leaving_out(images.left_out))
     return images
 
 
