@@ -133,25 +133,25 @@ def _images(opened: Opened, folder: Path, val_share: float | None, skip_bad: boo
 
     opened.preparation.check()
     own = folder / "val" if (folder / "val").is_dir() else folder
-    classes = opened.classes if opened.data else _named_so(opened, own)
+    classes = opened.classes if opened.preparation.fit == "folder" else _named_so(opened, own)
     if val_share is None and own == folder:
         val_share = _share_of_training(opened, folder, skip_bad)
     images = evaluation_images(folder, classes, opened.arch.num_classes, val_share)
-    if not skip_bad:
+    if skip_bad:
+        images = without_bad(images)
+    else:
         check_readable(images)
-        return images
-    images, skipped = without_bad(images)
-    if skipped:
-        say(leaving_out(skipped))
+    if images.left_out:
+        say(leaving_out(images.left_out))
     return images
 
 
 def _named_so(opened: Opened, folder: Path) -> tuple[str, ...]:
-    """The network's classes, if the folders are called so; else none, and a line says so."""
-    from common.data.folder import find_images
+    """The network's classes, if any of the folders is called so; else none, and a line says so."""
+    from common.data.folder import find_images, in_nfc
 
-    classes = tuple(name.replace("/", "-") for name in opened.classes)  # as a folder can be named
-    if set(find_images(folder).classes) == set(classes):
+    classes = tuple(in_nfc(name.replace("/", "-")) for name in opened.classes)  # as a folder can be named
+    if set(find_images(folder).classes) & set(classes):
         return classes
     say(f"{opened.path} has no classes of these names: the folders of {folder}, sorted, are taken for them")
     return ()

@@ -111,7 +111,7 @@ def _inputs(
     from common.data.folder import FileBatches, leaving_out, without_bad
     from common.data.images import find_files, images_in_array, without_classes
 
-    files = find_files(given)
+    files, left_out = find_files(given)
     if [file.suffix for file in files] == [".npy"]:
         (path,) = files
         x = images_in_array(path, opened.arch)
@@ -119,11 +119,11 @@ def _inputs(
         names = [f"{path.name}[{i}]" for i in range(len(x))]
         return names, lambda _: (x[i : i + BATCH_SIZE] for i in starts), ""
     opened.preparation.check()
-    images = without_classes(files)
+    images = without_classes(files, left_out)
     if skip_bad:
-        images, skipped = without_bad(images)
-        if skipped:
-            say(leaving_out(skipped))
+        images = without_bad(images)
+    if images.left_out:
+        say(leaving_out(images.left_out))
 
     def deal(dtype: str) -> Iterator[NDArray]:
         return (x for x, _ in FileBatches(images, BATCH_SIZE, opened.preparation, dtype))

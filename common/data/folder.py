@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,36 @@ from common.data.preparation import Preparation
 from common.errors import BadInput, MissingFile
 from common.files import write_atomically
 from common.processes.group import ALONE, Group
-from common.reading import read_json, some
+from common.reading import read_json, shown, some
 
 THREADS = min(os.cpu_count() or 1, 8)  # that decode; Pillow lets them run side by side
 VAL_SHARE = 0.1  # of the images, where no folder says which are for validation
+
+# Why a file is left out that nobody opened; of others it is what was wrong with them.
+HIDDEN = "hidden"
+OTHERWISE = f"not {' '.join(SUFFIXES)}"
+NO_CLASS = "in no class's folder"
+BESIDE = "beside train and val"
+ABOVE = "linked to a folder above"
+NOT_TAKEN = (HIDDEN, OTHERWISE, NO_CLASS, BESIDE, ABOVE)
+SYSTEMS = (".ds_store", "thumbs.db", "desktop.ini")  # what file managers write, in lower case
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
     """Image files by their names under `root`, CLASS/NAME, and the number of each one's class, int32 (N,).
 
-    They are in the order of NAME, so that files named after their place in a data set are in its order.
+    They are in the order of NAME, so that files named after their place in a data set are in its order. The
+    order and `classes` are of names in NFC, whichever form the files' own have.
+
+    `left_out` says of each path that was found with them and is not among them, why.
     """
 
     root: Path
     names: list[str]
     labels: NDArray[np.int32]
     classes: tuple[str, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,11 +67,15 @@ class Images:
     def take(self, chosen: Sequence[bool] | NDArray[np.bool_]) -> Images:
         """Those that are chosen (N,)."""
         names = [name for name, is_chosen in zip(self.names, chosen, strict=True) if is_chosen]
-        return Images(self.root, names, self.labels[np.asarray(chosen, bool)], self.classes)
+        return replace(self, names=names, labels=self.labels[np.asarray(chosen, bool)])
+
+    def besides(self, left_out: Mapping[str, str]) -> Images:
+        """The same, with these left out as well."""
+        return replace(self, left_out={**self.left_out, **left_out})
 
     def first(self, limit: int | None) -> Images:
         """The first so many, or all."""
-        return Images(self.root, self.names[:limit], self.labels[:limit], self.classes)
+        return replace(self, names=self.names[:limit], labels=self.labels[:limit])
 
 
 class ImageFolder(DataModule):
@@ -65,7 +83,12 @@ class ImageFolder(DataModule):
 
     The folder has train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE, of which a share is for validation:
     which, a hash of each image's name says, so that it is the same every time. Images are .jpg, .jpeg, .png,
-    .webp, .bmp, .tif and .tiff, in folders within a class's, too; classes are the folders' names, sorted.
+    .webp, .bmp, .tif and .tiff, in folders within a class's, too. Classes are the folders' names, sorted,
+    in NFC: on macOS they are the same.
+
+    Every other file there is in `skipped`, path → why it is left out: it is hidden or called otherwise, lies
+    in no class's folder or beside train and val, or cannot be read. Only what file managers write is not
+    named: .DS_Store, Thumbs.db, desktop.ini. A link that is not followed stands for what it leads to.
 
     A batch is x, float (N, channels, *resize), and y, int32 (N,); `channels` is 3, or 1 for greys. Training
     images are shuffled and, with `augment`, changed as torchvision's reference for ImageNet does: "crop" is a
@@ -79,7 +102,7 @@ class ImageFolder(DataModule):
             x in [0, 1]; `common.data.colours` knows others.
         scaled, interpolation: as in `Preparation`, for weights that were trained so.
         val_share: of the images, for validation, where there are no folders train and val; 0.1 unless told.
-        skip_bad: read every image now, and leave out those that cannot be. Which they are, `skipped` says.
+        skip_bad: read every image now, and leave out those that cannot be.
         num_workers: processes that prepare batches; with 0, threads of this one do.
         limit_train, limit_val: only the first so many images, in the order of their names.
 
@@ -112,10 +135,9 @@ class ImageFolder(DataModule):
         self.skip_bad, self.num_workers = skip_bad, num_workers
         self.root = Path(root)
         train, val, self.val_share = find_split(self.root, val_share)
-        self.skipped: dict[str, str] = {}
         if skip_bad:
-            (train, in_train), (val, in_val) = without_bad(train), without_bad(val)
-            self.skipped = in_train | in_val
+            train, val = without_bad(train), without_bad(val)
+        self.skipped = {**train.left_out, **val.left_out}
         self.classes = train.classes
         self.source = str(root)
         self.size = (
@@ -223,7 +245,7 @@ def find_split(root: Path, val_share: float | None) -> tuple[Images, Images, flo
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it does not hold images in classes, or the share leaves none on one side.
+        ValueError: if it does not hold images in two classes or more, or the share leaves none on one side.
     """
     if not root.is_dir():
         raise MissingFile(
@@ -239,9 +261,11 @@ def find_split(root: Path, val_share: float | None) -> tuple[Images, Images, flo
         if val_share is not None:
             raise BadInput(f"{root} has its own folder val; leave out the share for validation")
         found = find_images(train)
-        return found, find_images(val, found.classes), None
+        _check_several(found)
+        return found.besides(_beside_parts(root)), find_images(val, found.classes), None
     share = VAL_SHARE if val_share is None else val_share
     found = find_images(root)
+    _check_several(found)
     is_val = _in_share(found, share)
     return found.take(~is_val), found.take(is_val), share
 
@@ -263,6 +287,8 @@ def evaluation_images(
     found = find_images(folder, known or None)
     if not known and len(found.classes) != num_classes:
         raise BadInput(f"{folder} has {len(found.classes)} classes but the network tells {num_classes}")
+    if folder != root:
+        found = found.besides(_beside_parts(root))
     return found if val_share is None else found.take(_in_share(found, val_share))
 
 
@@ -278,22 +304,34 @@ def find_images(root: Path, known: Sequence[str] | None = None) -> Images:
     """
     folders = _folders(root)
     _check_names(root, folders)
-    found = {name: images_within(root / name) for name in folders}
-    if known is None:
-        if empty := [name for name, files in found.items() if not files]:
-            raise BadInput(f"{root} has classes without images: {some(empty)}; remove them, or add images")
-        classes = tuple(sorted(found))
-    else:
-        classes = tuple(known)
-        if strange := [name for name in found if name not in classes]:
-            raise BadInput(f"{root} has classes that are not among those trained: {some(sorted(strange))}")
+    left_out = _beside(root, folders, NO_CLASS)
+    in_empty: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
+    for folder in folders:
+        images, others = images_within(root / folder)
+        found.setdefault(in_nfc(folder), []).extend(f"{folder}/{image}" for image in images)
+        left_out |= others
+        if not images:
+            in_empty |= others
+    classes = tuple(sorted(found) if known is None else known)
+    numbers = {in_nfc(name): number for number, name in enumerate(classes)}
+    if known is None and (empty := [name for name in classes if not found[name]]):
+        raise BadInput(
+            f"{root} has classes without images: {some(empty)}; remove them, or add images{aside(in_empty)}"
+        )
+    if strange := sorted(found.keys() - numbers):
+        raise BadInput(f"{root} has classes that are not among those trained: {some(strange)}")
     if not any(found.values()):
-        raise BadInput(f"{root} has no images; give a folder of CLASS/*{' *'.join(SUFFIXES)}")
-    numbers = {name: number for number, name in enumerate(classes)}
-    files = sorted((file, name) for name, files in found.items() for file in files)
-    names = [f"{name}/{file}" for file, name in files]
+        raise BadInput(
+            f"{root} has no images; give a folder of CLASS/*{' *'.join(SUFFIXES)}{aside(left_out)}"
+        )
+    files = sorted(
+        (in_nfc(name.partition("/")[2]), kind, name) for kind, names in found.items() for name in names
+    )
+    names = [name for _, _, name in files]
     _check_names(root, names)
-    return Images(root, names, np.array([numbers[name] for _, name in files], np.int32), classes)
+    labels = np.array([numbers[kind] for _, kind, _ in files], np.int32)
+    return Images(root, names, labels, classes, left_out)
 
 
 def check_readable(images: Images) -> None:
@@ -307,8 +345,8 @@ def check_readable(images: Images) -> None:
         )
 
 
-def without_bad(images: Images) -> tuple[Images, dict[str, str]]:
-    """Those images that can be read; and the paths of the others, and why.
+def without_bad(images: Images) -> Images:
+    """Those images that can be read; the others are left out.
 
     Raises:
         ValueError: if none can.
@@ -317,15 +355,22 @@ def without_bad(images: Images) -> tuple[Images, dict[str, str]]:
     if len(bad) == len(images):
         paths = [str(images.root / name) for name in bad]
         raise BadInput(f"nothing is left besides {_files(len(bad))}: {some(paths)}; give others")
-    return images.take([name not in bad for name in images.names]), {
-        str(images.root / name): why for name, why in bad.items()
-    }
+    good = images.take([name not in bad for name in images.names])
+    return good.besides({str(images.root / name): why for name, why in bad.items()})
 
 
-def leaving_out(names: Iterable[str]) -> str:
-    """The line that says which files are left out."""
-    left = [str(name) for name in names]
-    return f"leaving out {_files(len(left))}: {some(left)}"
+def leaving_out(files: Mapping[str, str]) -> str:
+    """The line that says which files are left out, path → why: how many of each kind, and the first few."""
+    kinds: dict[str, list[str]] = {}
+    for path, why in files.items():
+        kinds.setdefault(why if why in NOT_TAKEN else "that cannot be read", []).append(path)
+    each = "; ".join(f"{len(paths):,} {kind} ({some(paths)})" for kind, paths in kinds.items())
+    return f"leaving out {len(files):,} file{'s' * (len(files) > 1)}: {each}"
+
+
+def aside(left_out: Mapping[str, str]) -> str:
+    """That line in brackets, for the end of another; empty where nothing is left out."""
+    return f" ({leaving_out(left_out)})" if left_out else ""
 
 
 def _files(count: int) -> str:
@@ -376,8 +421,8 @@ def _folders(root: Path) -> list[str]:
     return [entry.name for entry in entries if entry.is_dir()]
 
 
-def images_within(folder: Path) -> list[str]:
-    """The paths, from a folder, of the images in it and in the folders in it; hidden ones are left out.
+def images_within(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The paths, from a folder, of the images in it and in the folders in it; and what is left out, and why.
 
     Links are followed, but not in circles. What is called as an image is, or is a link to nothing, is one of
     them, so that whoever reads it is told what it is.
@@ -386,28 +431,87 @@ def images_within(folder: Path) -> list[str]:
     def refuse(error: OSError) -> None:
         raise _cannot_read(error) from None
 
-    found, seen = [], set()
+    parents = (*Path(os.path.abspath(folder)).parents, *Path(os.path.realpath(folder)).parents)
+    above = {os.path.realpath(parent) for parent in parents}
+    found: list[str] = []
+    left_out: dict[str, str] = {}
+    seen = set()
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
         real = os.path.realpath(place)
-        if real in seen:
+        if real in above:
+            left_out[place] = ABOVE
+        if real in above or real in seen:
             folders.clear()
             continue
         seen.add(real)
-        above = os.path.relpath(place, folder)
-        for name in (*files, *folders):
-            if not name.startswith(".") and (name.lower().endswith(SUFFIXES) or _is_lost(place, name)):
-                found.append(os.path.normpath(os.path.join(above, name)))
-    return found
+        inner = os.path.relpath(place, folder)
+        further = set(folders)
+        for name in sorted((*files, *folders), key=in_nfc):
+            path = os.path.join(place, name)
+            if name.startswith("."):
+                left_out |= dict.fromkeys(_files_in(path), HIDDEN)
+            elif name.lower().endswith(SUFFIXES) or _is_lost(path):
+                found.append(os.path.normpath(os.path.join(inner, name)))
+            elif name not in further:
+                left_out |= dict.fromkeys(_files_in(path), OTHERWISE)
+        # in an order of their own, as of two links to one folder the first is followed
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=in_nfc)
+    return found, left_out
 
 
-def _is_lost(place: str, name: str) -> bool:
-    path = os.path.join(place, name)
+def _is_lost(path: str) -> bool:
     return os.path.islink(path) and not os.path.exists(path)
+
+
+def _beside_parts(root: Path) -> dict[str, str]:
+    return _beside(root, ("train", "val"), BESIDE)
+
+
+def _beside(root: Path, taken: Collection[str], why: str) -> dict[str, str]:
+    """The files in a folder that are not in those folders of it that are taken, and why they are left out."""
+    try:
+        names = sorted(name for name in os.listdir(root) if name not in taken)
+    except OSError as error:
+        raise _cannot_read(error) from None
+    return {
+        path: HIDDEN if name.startswith(".") else why
+        for name in names
+        for path in _files_in(str(root / name))
+    }
+
+
+def _files_in(path: str) -> list[str]:
+    """The files in a folder at any depth, or this one, but for what systems write; links are not followed.
+
+    A link to a folder, and a folder that cannot be read, are as a file.
+    """
+    if os.path.islink(path) or not os.path.isdir(path):
+        return [] if os.path.basename(path).lower() in SYSTEMS else [path]
+    found: list[str] = []
+    for place, folders, files in os.walk(path, onerror=lambda error: found.append(error.filename)):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        names = sorted(name for name in (*files, *links) if name.lower() not in SYSTEMS)
+        found.extend(os.path.join(place, name) for name in names)
+        folders.sort()
+    return found
 
 
 def _cannot_read(error: OSError) -> BadInput:
     return BadInput(f"cannot read the folder {error.filename}: {error.strerror}")
+
+
+def in_nfc(name: str) -> str:
+    """A name as it is compared: macOS gives "é" as two characters, others as it was written."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _check_several(found: Images) -> None:
+    """Raise `ValueError` unless there are classes to tell apart."""
+    if len(found.classes) == 1:
+        raise BadInput(
+            f"{found.root} has one class only, {shown(found.classes[0], 200)}, and none to tell it from; "
+            "give the folder that holds the classes' folders"
+        )
 
 
 # Control characters, and the half characters that stand for what is not UTF-8.
@@ -433,15 +537,15 @@ def _in_share(images: Images, share: float) -> NDArray[np.bool_]:
 
 
 def _hash(name: str) -> int:
-    """64 bits."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
+    """64 bits, the same in either form of the name."""
+    return int.from_bytes(hashlib.blake2b(in_nfc(name).encode(), digest_size=8).digest())
 
 
 def _digest(*parts: Images) -> str:
     """Sixteen hexadecimal digits of which images there are."""
     digest = hashlib.sha256()
     for images in parts:
-        digest.update(json.dumps([images.classes, images.names]).encode())
+        digest.update(json.dumps([images.classes, [in_nfc(name) for name in images.names]]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -14,27 +14,33 @@ from numpy.typing import NDArray
 
 from common.architecture import Architecture
 from common.data.decode import SUFFIXES
-from common.data.folder import UNPRINTABLE, Images, images_within
+from common.data.folder import UNPRINTABLE, Images, aside, images_within, in_nfc
 from common.errors import BadInput, MissingFile
 from common.reading import brief
 
 
-def find_files(paths: list[Path]) -> dict[Path, str]:
+def find_files(paths: list[Path]) -> tuple[dict[Path, str], dict[str, str]]:
     """The files among these, and all image files in the folders among them, at any depth, sorted; and names.
 
-    A file is named by its own name, one of a folder by its path from there.
+    A file is named by its own name, one of a folder by its path from there. What is in the folders and is not
+    taken is told besides, path → why.
 
     Raises:
         FileNotFoundError: if one is not there.
         ValueError: if a folder has none, or a name cannot be written.
     """
     files: dict[Path, str] = {}
+    left_out: dict[str, str] = {}
     for path in paths:
         if path.is_dir():
-            found = sorted(map(Path, images_within(path)))
+            found, others = images_within(path)
             if not found:
-                raise BadInput(f"{path} has no images ({', '.join(SUFFIXES)})")
-            files |= {path / name: str(name) for name in found}
+                raise BadInput(
+                    f"{path} has no images; give a folder of *{' *'.join(SUFFIXES)}{aside(others)}"
+                )
+            found.sort(key=lambda name: (Path(in_nfc(name)), name))
+            files |= {path / name: name for name in found}
+            left_out |= others
         elif os.path.lexists(path):  # what is no file, who reads it says
             files[path] = path.name
         else:
@@ -42,13 +48,13 @@ def find_files(paths: list[Path]) -> dict[Path, str]:
     for file in files:
         if UNPRINTABLE.search(str(file)):
             raise BadInput(f"{file} is not UTF-8, or has control characters; rename it")
-    return files
+    return files, {path: why for path, why in left_out.items() if Path(path) not in files}
 
 
-def without_classes(paths: Iterable[Path]) -> Images:
+def without_classes(paths: Iterable[Path], left_out: Mapping[str, str]) -> Images:
     """Image files that are wherever they are, and of no class; all labels are 0."""
     names = [str(path) for path in paths]
-    return Images(Path(), names, np.zeros(len(names), np.int32), ())
+    return Images(Path(), names, np.zeros(len(names), np.int32), (), left_out)
 
 
 def read_array(path: Path) -> NDArray:

@@ -55,13 +55,13 @@ def trained(small: str, root: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-@pytest.mark.parametrize("out", ["run", "train/run", "train/cat/run", "../animals", "link/run"])
+@pytest.mark.parametrize("out", ["run", "train/run", "train/cat/run", "../animals", "../link/run"])
 def test_a_run_inside_the_folder_of_images_is_refused(
     root: Path, tmp_path: Path, small: str, out: str
 ) -> None:
     """It would be found as a class later."""
     images = Path(shutil.copytree(root, tmp_path / "animals"))
-    (images / "link").symlink_to(images / "train")
+    (tmp_path / "link").symlink_to(images / "train")
     before = sorted(images.rglob("*"))
     options = [small, "--backend", "oracle", "--data", images, *SHORT]
     for arguments in (["--out", images / out], ["--out", images / out, "--backend", "all"]):
@@ -210,8 +210,33 @@ def test_predict_takes_folders_as_training_does_and_names_images_by_their_place(
     (tmp_path / "images/._a.jpg").write_bytes(b"no image")
     (tmp_path / "images/cat").symlink_to(root / "val/cat")
     (tmp_path / "images/circle").symlink_to(tmp_path / "images")
-    _, *lines = run_here("predict", trained, tmp_path / "images", "--backend", "oracle").stdout.splitlines()
+    done = run_here("predict", trained, tmp_path / "images", "--backend", "oracle")
+    first, _, *lines = done.stdout.splitlines()
+    assert first == f"leaving out 1 file: 1 hidden ({tmp_path}/images/._a.jpg)"
     assert [line.split(":")[0] for line in lines] == [f"cat/cat{i:03}.jpg" for i in range(4)]
+
+
+def test_each_command_says_what_it_leaves_out_in_one_line(trained: Path, tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "animals", size=(28, 28))
+    options = ["--data", root, "--backend", "oracle"]
+    train = ["train", "small", *options, *SHORT, "--out", tmp_path / "run"]
+    succeed_here(*train)
+    (root / "notes.txt").touch()
+    for part in ("train", "val"):
+        (root / part / "cat/a.gif").touch()
+    said = succeed_here(*train, "--resume")  # the same run, wherever it is
+    assert said.count("leaving out") == 1 and "leaving out 3 files: " in said
+    for arguments, count in (
+        (["evaluate", trained, *options], "2 files"),
+        (["predict", trained, root / "val", "--backend", "oracle"], "1 file"),
+        (["predict", trained, root / "val", root / "val/cat/cat000.jpg", "--backend", "oracle"], "1 file"),
+    ):
+        said = succeed_here(*arguments)
+        assert said.count("leaving out") == 1 and f"leaving out {count}: " in said
+        assert f".tiff ({root}/val/cat/a.gif)" in said
+    named = ["predict", trained, root / "val", root / "val/cat/a.gif", "--backend", "oracle", "--skip-bad"]
+    line = f"leaving out 1 file: 1 that cannot be read ({root}/val/cat/a.gif)\n"
+    assert succeed_here(*named).startswith(line)
 
 
 def test_predict_names_the_classes(trained: Path, root: Path) -> None:
@@ -268,6 +293,7 @@ def test_bad_files_are_left_out_where_asked(trained: Path, tmp_path: Path) -> No
         (["train", "small", "--out", "{trained}", "--resume"], "give it again, with --data"),
         (["train", "small", "--data", "{root}", "--resize", "0"], "height and a width of 1 or more"),
         (["predict", "{trained}", "{empty}"], "has no images"),
+        (["predict", "{trained}", "{others}"], ".tiff ({others}/a.gif)"),
         (
             ["predict", "{trained}", "{strange}", "--skip-bad"],
             "nothing is left besides 1 file that is no image",
@@ -279,13 +305,15 @@ def test_bad_input_is_one_line(
     arguments: list[str], said: str, root: Path, pretrained: Path, trained: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/a.gif").touch()
     (tmp_path / "strange/bird").mkdir(parents=True)
     (tmp_path / "strange/bird/a.jpg").write_bytes(b"")
     places = {"root": root, "seven": pretrained, "trained": trained}
-    places |= {"empty": tmp_path / "empty", "strange": tmp_path / "strange"}
+    places |= {name: tmp_path / name for name in ("empty", "others", "strange")}
     done = run_here(*[argument.format(**places) for argument in arguments], folder=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert said in done.stderr
+    assert said.format(**places) in done.stderr
     assert "Traceback" not in done.stderr
 
 

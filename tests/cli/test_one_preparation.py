@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from common import Architecture, initial_weights, save_checkpoint
 from common.data import CLASSES
 from common.data.imagenet import classes
 from common.data.preparation import Preparation
 from common.oracle import Model
-from tests.cli.commands import run_here
-from tests.data.folders import FILES, write_file
+from tests.cli.commands import run_here, succeed_here
+from tests.data.folders import FILES, make_folder, picture, write_file
 
 pytestmark = pytest.mark.usefixtures("no_full_set")
 
@@ -79,3 +80,42 @@ def test_predict_sees_what_evaluate_sees(
         np.testing.assert_array_equal(one, other, err_msg=kind)
     np.testing.assert_array_equal(logits, other_logits)
     np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), logits)
+
+
+BAD = ("cut.jpg", "depths.tif", "empty.png", "moving.jpg")
+
+
+def spoiled(folder: Path) -> None:
+    """Files that cannot be read, each for another reason."""
+    picture(64, 64).save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:-200])
+    (folder / "empty.png").touch()
+    Image.new("F", (8, 8)).save(folder / "depths.tif")
+    picture(64, 64).save(folder / "moving.jpg", "GIF")
+
+
+def test_train_evaluate_and_predict_skip_the_same_files_and_see_the_same_pixels(
+    seen: list[tuple[NDArray, NDArray]], small: str, tmp_path: Path
+) -> None:
+    root = make_folder(tmp_path / "animals", 4, 1, (32, 32))
+    for kind in sorted(FILES):
+        write_file(root / "val/cat", kind, 32)
+    spoiled(root / "val/cat")
+    options = ["--backend", "oracle", "--skip-bad", "--precision", "float64"]
+    run = tmp_path / "run"
+    train = ["--data", root, "--resize", "32", "--epochs", "1", "--batch-size", "8", "--out", run]
+    said = [succeed_here("train", small, *train, *options)]
+    in_training = np.concatenate([x for x, _ in seen])
+    for command in ("evaluate", "predict"):
+        seen.clear()
+        said.append(succeed_here(command, run, root / "val", *options))
+        shown = np.concatenate([x for x, _ in seen])
+        if command == "predict":  # which has them in the order of their folders
+            names = [line.split(": ")[0] for line in said[-1].splitlines()[2:]]
+            shown = shown[sorted(range(len(names)), key=lambda i: Path(names[i]).name)]
+        assert len(shown) == len(FILES) + 2
+        np.testing.assert_array_equal(shown, in_training)
+    for text in said:
+        (line,) = [line for line in text.splitlines() if "leaving out" in line]
+        paths = ", ".join(str(root / "val/cat" / name) for name in BAD[:3])
+        assert line == f"leaving out 4 files: 4 that cannot be read ({paths} and 1 more)"

@@ -47,11 +47,18 @@ def _sixteen_bits(path: Path, side: int) -> None:
     Image.fromarray(grey * 256 + 200).save(path)
 
 
+def _several(path: Path, side: int) -> None:
+    """An animation, or pages."""
+    first, second = (picture(side, side, seed) for seed in (0, 1))
+    first.save(path, save_all=True, append_images=[second], lossless=True)
+
+
 # Name → who writes such a file, given its path and a side of so many pixels.
 FILES: dict[str, Callable[[Path, int], None]] = {
     "at the size.png": lambda path, side: picture(side, side).save(path),
     "large.png": lambda path, side: picture(3 * side, 2 * side).save(path),
     "small.png": lambda path, side: picture(side // 2, side // 2 + 3).save(path),
+    "odd.png": lambda path, side: picture(side + 1, 2 * side + 1).save(path),
     "turned.jpg": _turned,
     "grey.png": lambda path, side: picture(side, side).convert("L").save(path),
     "two colours.png": lambda path, side: picture(side, side).convert("1").save(path),
@@ -69,6 +76,8 @@ FILES: dict[str, Callable[[Path, int], None]] = {
     "ink.tif": lambda path, side: picture(side, side).convert("CMYK").save(path),
     "glass.tiff": lambda path, side: picture(side, side, mode="RGBA").save(path, compression="tiff_lzw"),
     "sixteen bits.tif": _sixteen_bits,
+    "pages.tif": _several,
+    "moving.webp": _several,
     "glass.webp": lambda path, side: picture(side, side, mode="RGBA").save(path, lossless=True, exact=True),
 }
 

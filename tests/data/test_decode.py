@@ -23,7 +23,8 @@ def test_every_kind_of_file_is_decoded(tmp_path: Path, kind: str, channels: int)
     found = decode(path, channels)
     assert found.mode == {1: "L", 3: "RGB"}[channels]
     pixels = np.asarray(found).astype(int)
-    sizes = {"large.png": (120, 80), "small.png": (20, 23), "turned.jpg": (40, 80), "turned.tif": (40, 80)}
+    sizes = {"large.png": (120, 80), "small.png": (20, 23), "odd.png": (41, 81)}
+    sizes |= {"turned.jpg": (40, 80), "turned.tif": (40, 80)}
     if kind in sizes:
         assert found.size == sizes[kind]
         return

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import subprocess
 import sys
 import tracemalloc
+import unicodedata
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from PIL import Image
 
 from common import data
 from common.data import ImageFolder
-from common.data.folder import find_images
+from common.data.folder import evaluation_images, find_images, leaving_out
 from common.data.imagenet import random_resized_crop
 from common.data.preparation import Preparation
 from common.errors import BadInput
@@ -94,6 +96,18 @@ def empty_class(root: Path) -> None:
     (root / "train/bird").mkdir()
 
 
+def class_of_others(root: Path) -> None:
+    (root / "train/bird").mkdir()
+    (root / "train/bird/a.gif").touch()
+    (root / "train/notes.txt").touch()
+
+
+def folder_above(root: Path) -> None:
+    (root / "train").rename(root / "inner")
+    (root / "train").mkdir()
+    (root / "inner").rename(root / "train/train")
+
+
 def class_only_in_val(root: Path) -> None:
     shutil.copytree(root / "val/cat", root / "val/bird")
 
@@ -116,6 +130,12 @@ def loop(root: Path) -> None:
         (newline, {}, r"control characters: cat/two\nlines.jpg"),
         (loop, {}, "links that lead nowhere: bird"),
         (empty_class, {}, "classes without images: bird"),
+        (
+            class_of_others,
+            {},
+            "classes without images: bird; remove them, or add images (leaving out 1 file: ",
+        ),
+        (folder_above, {}, "train has one class only, train"),
         (class_only_in_val, {}, "classes that are not among those trained: bird"),
         (not_utf8, {}, r"not UTF-8, or have control characters: cat/caf\xe9.jpg"),
         (lambda root: shutil.rmtree(root / "val"), {}, "has no folder val"),
@@ -144,6 +164,123 @@ def test_what_cannot_be_trained_on_is_one_line(
 def test_a_share_that_leaves_nothing_is_one_line(root: Path, share: float) -> None:
     with pytest.raises(BadInput, match="share"):
         ImageFolder(root / "train", val_share=share)
+
+
+# What is left out
+
+
+def lay(root: Path, *names: str) -> list[str]:
+    """Files of these names that are no images, and their paths."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return [str(root / name) for name in names]
+
+
+def test_all_that_is_left_out_is_named_and_counted_and_changes_nothing(root: Path) -> None:
+    before = ImageFolder(root, 4)
+    suffix = lay(root, "train/cat/a.gif", "train/cat/more/a.HEIC", "val/dog/notes.txt")
+    hidden = lay(root, "train/cat/._cat000.jpg", "val/dog/.ipynb_checkpoints/a.jpg", ".git/HEAD")
+    no_class = lay(root, "train/a.jpg", "val/list.csv")
+    beside = lay(root, "README.md", "test/cat/a.jpg", "test/b.png", "two\nlines.txt")
+    lay(root, ".DS_Store", "train/Thumbs.db", "val/dog/desktop.ini", "test/.DS_Store")
+    module = ImageFolder(root, 4)
+    module.check()
+    assert before.skipped == {} and module.settings() == before.settings()
+    reasons = {
+        why: {path for path in module.skipped if module.skipped[path] == why}
+        for why in module.skipped.values()
+    }
+    assert reasons == {
+        "not .jpg .jpeg .png .webp .bmp .tif .tiff": set(suffix),
+        "hidden": set(hidden),
+        "in no class's folder": set(no_class),
+        "beside train and val": set(beside),
+    }
+    line = leaving_out(module.skipped)
+    assert line.startswith("leaving out 12 files: ") and line.isprintable()
+    assert f"2 in no class's folder ({', '.join(no_class)})" in line
+    assert re.search(r"; 4 beside train and val \(.*/README.md, .* and 1 more\)", line)
+
+    lay(root, "train/cat/bad.jpg")
+    skipped = ImageFolder(root, 4, skip_bad=True).skipped
+    assert len(skipped) == 13
+    assert leaving_out(skipped).endswith(f"; 1 that cannot be read ({root}/train/cat/bad.jpg)")
+    found = evaluation_images(root, ("cat", "dog"), 2)
+    assert set(found.left_out) == {
+        path for path in module.skipped if not path.startswith(str(root / "train"))
+    }
+    flat = ImageFolder(root / "train", 4, val_share=0.5)
+    assert set(flat.skipped) == {path for path in module.skipped if path.startswith(str(root / "train"))}
+
+
+def test_links_are_followed_but_not_in_circles_and_nothing_is_left_out_twice(root: Path) -> None:
+    cats = root / "train/cat"
+    lay(cats, "more/notes.txt")
+    shutil.copy(cats / "cat000.jpg", cats / "more/again.jpg")
+    (cats / "again").symlink_to(cats / "more")
+    (cats / "around").symlink_to(cats)
+    (cats / "up").symlink_to(root)  # whose val would be trained on
+    (root / "loop").symlink_to(root)
+    (root / "train/cow").symlink_to(root / "val/dog")
+    module = ImageFolder(root / "train", 4, val_share=0.5)
+    assert module.classes == ("cat", "cow", "dog")
+    assert module.num_train + module.num_val == 12 + 1 + 4 + 12
+    assert module.skipped == {
+        str(cats / "again/notes.txt"): "not .jpg .jpeg .png .webp .bmp .tif .tiff",
+        str(cats / "up"): "linked to a folder above",
+    }
+    (root / "train/cow").unlink()
+    assert ImageFolder(root, 4).skipped == module.skipped | {str(root / "loop"): "beside train and val"}
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads everything")
+def test_a_hidden_folder_that_cannot_be_read_is_named(root: Path) -> None:
+    trash = root / "train/cat/.trash"
+    trash.mkdir(mode=0)
+    found = ImageFolder(root, 4).skipped
+    trash.chmod(0o700)  # which whoever clears up needs
+    assert found == {str(trash): "hidden"}
+
+
+# Names in NFC and NFD, as Linux and macOS write them
+
+
+def renamed(root: Path, form: Any) -> Path:
+    """The folder with other names, of classes and images, in this form."""
+    for part in ("train", "val"):
+        for i, file in enumerate(sorted((root / part / "cat").iterdir())):
+            file.rename(file.with_name(unicodedata.normalize(form, f"{'éeẑz'[i % 4]}{i}.jpg")))
+        (root / part / "cat").rename(root / part / unicodedata.normalize(form, "café"))
+    return root
+
+
+def test_the_form_of_names_changes_nothing(tmp_path: Path) -> None:
+    roots = [renamed(make_folder(tmp_path / form), form) for form in ("NFC", "NFD")]
+    for options in ({}, {"val_share": 0.3}):
+        places = [root / "train" if options else root for root in roots]
+        composed, decomposed = (ImageFolder(place, 4, SIZE, **options) for place in places)
+        assert composed.classes == ("café", "dog") == decomposed.classes
+        assert composed.settings() == decomposed.settings()
+        assert composed.train.names != decomposed.train.names  # which are the files'
+        names = [unicodedata.normalize("NFC", name) for name in decomposed.train.names]
+        assert composed.train.names == names
+    augmented = [dealt_out(root, 0, **AUGMENTED) for root in roots]
+    assert augmented[0] == augmented[1]
+
+
+def test_a_class_is_one_in_both_forms(root: Path) -> None:
+    forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    (root / "train/cat").rename(root / "train" / forms[0])
+    (root / "train/dog").rename(root / "train" / forms[1])
+    make_folder(root / "more", 3)
+    (root / "more/train/dog").rename(root / "train/dog")
+    (root / "val/cat").rename(root / "val" / forms[1])
+    module = ImageFolder(root, 4)
+    assert (module.classes, module.num_train, module.num_val) == (("café", "dog"), 27, 8)
+    assert np.bincount(module.train.labels).tolist() == [24, 3]
+    for known in ((form, "dog") for form in forms):
+        assert evaluation_images(root, known, 2).labels.tolist() == [0] * 4 + [1] * 4
 
 
 # Reading and checking
