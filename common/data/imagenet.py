@@ -7,6 +7,7 @@ which smooths where an image shrinks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,12 +35,19 @@ def classes() -> tuple[str, ...]:
 
 
 def centre_crop(
-    image: Image, size: tuple[int, int], around: tuple[int, int], resampling: int, keep_ratio: bool = True
+    image: Image,
+    size: tuple[int, int],
+    around: tuple[int, int],
+    resampling: int,
+    *,
+    keep_ratio: bool = True,
+    half: Callable[[float], int] = round,
 ) -> NDArray[np.uint8]:
     """The centre of an image, as uint8 (height, width, C).
 
     The image is brought to `around` (256×256 for 224×224), of which it has at least as much as there is if it
-    keeps its ratio, and the centre is cut out (He et al. 2015, section 4.1: single crop).
+    keeps its ratio, and the centre is cut out (He et al. 2015, section 4.1: single crop). Where that begins
+    at half a pixel, `half` makes it a whole one.
     """
     (height, width), (tall, wide) = size, around
     if not keep_ratio:
@@ -48,7 +56,7 @@ def centre_crop(
         scaled = int(tall * image.width / image.height), tall
     else:
         scaled = wide, int(wide * image.height / image.width)
-    left, top = int(round((scaled[0] - width) / 2)), int(round((scaled[1] - height) / 2))
+    left, top = half((scaled[0] - width) / 2), half((scaled[1] - height) / 2)
     if scaled[0] * scaled[1] > 64 * width * height:  # a ribbon, which as a whole would fill the memory
         across, down = image.width / scaled[0], image.height / scaled[1]
         box = (left * across, top * down, (left + width) * across, (top + height) * down)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 FASHION_SIZE = (28, 28)  # of its images in the files
 FITS = ("crop", "folder", "whole", "fashion-mnist")
+HALVES: dict[str, Callable[[float], int]] = {"even": round, "down": math.floor}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # Pillow's
 
 
@@ -42,6 +45,8 @@ class Preparation:
         fit: one of these.
         scaled: (height, width), not below the size; 8/7 of it unless told, 256 for 224.
         interpolation: one of Pillow's, by whose resampling an image that shrinks is smoothed.
+        half: where the centre begins at half a pixel: "even", to the even one, as torchvision and timm do, or
+            "down", as transformers and Gluon do.
 
     Raises:
         ValueError: for anything else.
@@ -53,6 +58,7 @@ class Preparation:
     fit: str = "crop"
     scaled: tuple[int, int] | None = None
     interpolation: str = "bilinear"
+    half: str = "even"
 
     def __post_init__(self) -> None:
         for name in ("size", "scaled"):  # lists, from JSON
@@ -63,7 +69,7 @@ class Preparation:
             object.__setattr__(self, "scaled", tuple(side * 8 // 7 for side in self.size))
         if any(mine < least for mine, least in zip(self.around, self.size, strict=True)):
             raise BadInput(f"an image brought to {self.around} has no centre of {self.size}")
-        for name, known in (("fit", FITS), ("interpolation", INTERPOLATIONS)):
+        for name, known in (("fit", FITS), ("interpolation", INTERPOLATIONS), ("half", tuple(HALVES))):
             if getattr(self, name) not in known:
                 raise BadInput(unknown(name, str(getattr(self, name)), known))
         read(self.normalize)
@@ -77,7 +83,7 @@ class Preparation:
         """The same for another size, `scaled` in proportion."""
         (height, width), (tall, wide) = self.size, self.around
         scaled = (size[0] * tall // height, size[1] * wide // width)
-        return Preparation(size, self.channels, self.normalize, self.fit, scaled, self.interpolation)
+        return replace(self, size=size, scaled=scaled)
 
     def check(self) -> None:
         """Raise `ValueError` unless image files can be had in so many channels."""
@@ -97,7 +103,12 @@ class Preparation:
         if self.fit == "folder" and image.size == self.size[::-1]:
             return imagenet.pixels(image)
         return imagenet.centre_crop(
-            image, self.size, self.around, self.resampling, keep_ratio=self.fit != "whole"
+            image,
+            self.size,
+            self.around,
+            self.resampling,
+            keep_ratio=self.fit != "whole",
+            half=HALVES[self.half],
         )
 
     @property
@@ -123,6 +134,7 @@ class Preparation:
             "fit": self.fit,
             "scaled": self.around,
             "interpolation": self.interpolation,
+            "half": self.half,
         }
         return json.dumps(said)
 

@@ -121,9 +121,11 @@ class Images:
 def images_of(found: Converted, said: Said) -> Images:
     """How a family's network wants its images, and what it calls their classes."""
     arch, metadata, assumed = found.arch, {}, []
+    if arch.in_channels not in (1, 3):
+        return Images({}, (), f"images: arrays, because image files do not have {arch.in_channels} channels")
     try:
         made = said.prepare(arch.in_channels) if said.prepare else by_default(found.family, arch)
-        line = f"images: {made}" if made else "how images are prepared is not said: `predict` asks"
+        line = f"images: {made}" if made else "images: nothing says how they are prepared"
         if made and not said.prepare:
             assumed.append(f"images prepared as {found.family}'s own weights have them")
     except BadInput as error:

@@ -28,11 +28,11 @@ _D2L = Preparation((96, 96), 1, fit="fashion-mnist")
 DEFAULTS = {
     "torchvision": _USUAL,
     "timm": _USUAL,
-    "gluon": _USUAL,
-    "gluoncv": _USUAL,
+    "gluon": dataclasses.replace(_USUAL, half="down"),
+    "gluoncv": dataclasses.replace(_USUAL, half="down"),
     "keras": dataclasses.replace(_USUAL, normalize="caffe"),
     **{
-        name: dataclasses.replace(_USUAL, interpolation="bicubic")
+        name: dataclasses.replace(_USUAL, interpolation="bicubic", half="down")
         for name in ("transformers", "transformers-flax", "transformers-tf", "flax-example")
     },
     **dict.fromkeys(("d2l-torch", "d2l-mxnet", "d2l-tf", "d2l-jax"), _D2L),
@@ -104,7 +104,7 @@ def of_transformers(said: Mapping[str, Any], channels: int) -> Preparation:
             normalize = _figures(said["image_mean"], said["image_std"], channels)
         number = said.get("resample", PILLOWS.index("bicubic"))
         fit = "whole" if size == scaled or "height" in _size(said) else "crop"
-        return Preparation(size, channels, normalize, fit, scaled, _known(PILLOWS[number]))
+        return Preparation(size, channels, normalize, fit, scaled, _known(PILLOWS[number]), half="down")
     except KeyError as error:
         raise BadInput(f"{error.args[0]} is not said") from None
     except (TypeError, ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
