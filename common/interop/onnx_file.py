@@ -26,7 +26,8 @@ from common.reading import some
 from common.weights import SUMS, Weights, load_metadata
 
 NAME = "onnx"  # beside those of the families
-OPSETS, USUAL = range(13, 29), 17  # that both packages know; the usual one is known since 2022
+OPSETS = range(13, 29)  # that both packages know
+USUAL = 17  # of 2022
 MOST = 2_000_000_000  # bytes of tensors: protobuf's files end at 2 GiB
 EPSILON_ADDED = "the running variances of an ONNX file have epsilon added"
 
@@ -132,7 +133,7 @@ def prove_onnx(path: Path, arch: Architecture, weights: Weights) -> str:
     import onnxruntime
     from onnx.reference import ReferenceEvaluator
 
-    evaluator = ReferenceEvaluator(in_float64(onnx.load(path), with_epsilon(arch, weights)))
+    evaluator: Any = ReferenceEvaluator(in_float64(onnx.load(path), with_epsilon(arch, weights)))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def evaluate(x: NDArray) -> NDArray:
