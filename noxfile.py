@@ -221,7 +221,7 @@ def compare(session: nox.Session) -> None:
 def test_environment(session: nox.Session) -> Iterator[Environment]:
     """Every framework, and all libraries whose networks the tests convert: installed once for these tests."""
     with Environment(session, ALL) as environment:
-        environment.install(*FRAMEWORKS, "test", packages=LIBRARIES, alone=LIBRARIES_ALONE)
+        environment.install(*FRAMEWORKS, "onnx", "test", packages=LIBRARIES, alone=LIBRARIES_ALONE)
         yield environment
 
 

@@ -66,9 +66,9 @@ def show_backends(chosen: list[Backend]) -> None:
     table = Table("backend", "version", title="Backends", box=box.SIMPLE, title_justify="left")
     for backend in chosen:
         if backend.installed:
-            table.add_row(LABELS[backend.name], installed_version(backend))
+            table.add_row(backend.label, installed_version(backend))
         else:
-            table.add_row(LABELS[backend.name], f"[bold red]not installed[/]; run: {escape(backend.install)}")
+            table.add_row(backend.label, f"[bold red]not installed[/]; run: {escape(backend.install)}")
     console().print(table)
 
 

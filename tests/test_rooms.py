@@ -22,7 +22,8 @@ FLOORS = (
     {"gate"},
     {"backend"},
     {"oracle", "pages", "data"},
-    {"proof", "bench", "interop", "training"},
+    {"interop"},
+    {"proof", "bench", "training"},
     {"cli"},
 )
 

@@ -1,7 +1,8 @@
 """What networks cost: each contender in a process of its own, in turns over several rounds.
 
 A contender is a backend's network in one precision, or the framework's own network of that name, the
-reference. A cell is a contender at training or inference with one batch size.
+reference; or ours in onnxruntime, a reference for inference alone. A cell is a contender at training or
+inference with one batch size.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from common.architecture import Architecture
 from common.backend import array_type, load_backend
+from common.bench.onnx_reference import ONNXRUNTIME
 from common.errors import BadInput
 from common.processes.workers import Process
 from common.timing import PAUSE, ROUNDS, Elsewhere, milliseconds
@@ -67,6 +69,11 @@ class Contender:
     backend: str
     precision: str
     reference: bool = False
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """What it does of `MODES`."""
+        return ("infer",) if self.backend == ONNXRUNTIME.name else MODES
 
     def __str__(self) -> str:
         return f"{self.backend}{' reference' if self.reference else ''} {self.precision}"
@@ -139,7 +146,8 @@ class Runner:
 
     def __init__(self, contender: Contender, workload: Workload) -> None:
         self.workload, self.precision = workload, contender.precision
-        self.backend = backend = load_backend(contender.backend)
+        is_onnx = contender.backend == ONNXRUNTIME.name
+        self.backend = backend = ONNXRUNTIME if is_onnx else load_backend(contender.backend)
         os.environ.update(backend.uncached)  # a program from a cache compiles in no time
         weights = initial_weights(workload.arch)
         began = time.perf_counter()
@@ -262,7 +270,10 @@ class Contest:
         """Let every cell run until it is compiled, smallest batches first."""
         workload = self.bench.workload
         self.cells[contender] = [
-            Cell(contender, m, size) for m in workload.modes for size in workload.batch_sizes
+            Cell(contender, mode, size)
+            for mode in workload.modes
+            if mode in contender.modes
+            for size in workload.batch_sizes
         ]
         for cell in list(self.cells[contender]):
             if contender in self.processes:
@@ -332,7 +343,7 @@ def measure(
 
     Args:
         workload: the network, batch sizes and modes.
-        contenders: a reference comes right after the network it is held against.
+        contenders: a reference comes right after the network it is held against, onnxruntime after all.
         progress: is told, in a line, whenever something has been done.
     """
     contest = Contest(workload)
@@ -394,6 +405,6 @@ def _order(contenders: Sequence[Contender], number: int) -> list[Contender]:
     order = list(contenders)
     if number % 2:
         for i, contender in enumerate(contenders):
-            if contender.reference:
+            if contender.reference and contenders[i - 1].backend == contender.backend:
                 order[i - 1], order[i] = order[i], order[i - 1]
     return order

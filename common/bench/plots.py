@@ -9,8 +9,9 @@ from common import pages
 from common.backend import BACKENDS
 from common.bench.figures import MEBI, WORDS, Figures, number
 from common.bench.measure import Cell, Contender
+from common.bench.onnx_reference import ONNXRUNTIME
 
-COLOURS = {name: f"C{i}" for i, name in enumerate(BACKENDS)}
+COLOURS = {name: f"C{i}" for i, name in enumerate([*BACKENDS, ONNXRUNTIME.name])}
 MARKERS = {"float32": "o", "float64": "s", "bfloat16": "^", "tf32": "D"}
 # A cell's value, the least and the most.
 Value = Callable[[Cell], tuple[float, float, float]]

@@ -39,7 +39,10 @@ def bench(
         str, typer.Option(metavar="NAMES", help="Comma-separated: train, infer.")
     ] = "train,infer",
     reference: Annotated[
-        bool, typer.Option("--reference", help="Measure each framework's own network beside ours.")
+        bool,
+        typer.Option(
+            "--reference", help="Measure each framework's own network beside ours, and onnxruntime."
+        ),
     ] = False,
     compile: Compile = False,
     device: Device = "cpu",
@@ -60,6 +63,7 @@ def bench(
     from common.bench import report
     from common.bench.figures import Figures
     from common.bench.measure import MODES, Contender, Workload, measure
+    from common.bench.onnx_reference import ONNXRUNTIME
     from common.files import output_folder
     from common.pages import progress
 
@@ -91,6 +95,10 @@ def bench(
         for name in precisions
         for is_reference in ((False, True) if reference else (False,))
     ]
+    if reference and "infer" in modes and "float32" in precisions and device == "cpu":
+        chosen = [*chosen, ONNXRUNTIME]
+        if ONNXRUNTIME.installed:
+            contenders.append(Contender(ONNXRUNTIME.name, "float32", reference=True))
     size, batches = "×".join(map(str, shape)), ", ".join(map(str, sizes))
     with progress(f"Measuring [bold]{arch}[/] on images of {size} in batches of {batches}; {device}") as tell:
         result = Figures(measure(workload, contenders, tell), chosen)

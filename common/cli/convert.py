@@ -23,7 +23,10 @@ def convert(
     ] = "auto",
     to: Annotated[
         str | None,
-        typer.Option(metavar="FAMILY", help="A family: SOURCE is one of ours, DEST theirs."),
+        typer.Option(metavar="FAMILY", help="A family, or onnx: SOURCE is one of ours, DEST theirs."),
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option(metavar="N", help="Of ONNX's operators, with --to onnx. Default: 17.")
     ] = None,
     arch: Annotated[
         str | None, typer.Option(metavar="ARCH", help="Refuse any other network. Default: what SOURCE shows.")
@@ -50,13 +53,18 @@ def convert(
     with 1 if --prove finds another network, 2 if it cannot be done.
     """
     from common.interop import convert as converting
-    from common.interop import files
+    from common.interop import files, onnx_file
     from common.interop import prove as proving
     from common.weights import load_checkpoint, save_checkpoint
 
     if to is not None and family != "auto":
         raise BadInput("give --from or --to, not both: one side is always this project's")
-    if to in FAMILIES:
+    if opset is not None and to != onnx_file.NAME:
+        raise BadInput("--opset is for --to onnx; leave it out")
+    opset = onnx_file.USUAL if opset is None else opset
+    if to == onnx_file.NAME:
+        onnx_file.check_request(dest, opset, prove)
+    elif to in FAMILIES:
         files.check_suffix(dest, to)
     elif to is None and dest.suffix != ".safetensors":
         raise BadInput(f"{dest} must end in .safetensors, which is what is written")
@@ -69,7 +77,10 @@ def convert(
         try:
             if to is not None:
                 ours, weights = load_checkpoint(source)
-                found = converting.to_family(ours, weights, to)
+                if to == onnx_file.NAME:
+                    found = onnx_file.to_onnx(ours, weights)
+                else:
+                    found = converting.to_family(ours, weights, to)
             else:
                 tensors, halves = files.read_tensors(source)
                 config = converting.read_config(source)
@@ -98,6 +109,12 @@ def convert(
             if assumed:
                 metadata["assumed"] = "; ".join(assumed)
             save_checkpoint(dest, found.arch, found.tensors, metadata)
+        elif to == onnx_file.NAME:
+            carried = onnx_file.carried(source)
+            onnx_file.write_onnx(dest, found, carried | metadata, opset)
+            if prove:
+                metadata["proof"] = onnx_file.prove_onnx(dest, found.arch, weights)
+                onnx_file.write_onnx(dest, found, carried | metadata, opset)
         else:
             files.write_tensors(dest, to, found.arch, found.tensors, metadata)
             if prove:

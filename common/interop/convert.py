@@ -213,7 +213,7 @@ def to_family(arch: Architecture, weights: Weights, family: str) -> Converted:
         ValueError: if the family is unknown or has no such network.
     """
     if family not in FAMILIES:
-        raise BadInput(unknown("family to convert to", family, list(FAMILIES)))
+        raise BadInput(unknown("family to convert to", family, [*FAMILIES, "onnx"]))
     theirs = FAMILIES[family]
     _check_has_such(family, theirs, arch)
     basic = arch.block == "residual"
@@ -285,7 +285,8 @@ def check_network(
     found = converted.arch
     if name is not None:
         ours = architecture(name)
-        theirs = FAMILIES[converted.family].axes(ours.block == "residual")
+        family = FAMILIES.get(converted.family)  # a file of ONNX is of none
+        theirs = family.axes(ours.block == "residual") if family else {}
         if not (found.is_like(ours) or found.is_like(dataclasses.replace(ours, **theirs))):
             raise BadInput(f"it is not {name} but {describe(found)}")
     for what, count, wanted in (

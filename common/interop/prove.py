@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.architecture import Architecture
 from common.backend import load_backend
@@ -37,13 +39,22 @@ def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
         raise MissingBackend(
             f"--prove takes {theirs.package} ({error}); run: pip install {theirs.install or theirs.package}"
         ) from None
-    oracle = load_backend("oracle").build(arch)
+    off_by = held(arch, weights, own, f"{family}'s own network")
+    return f"logits within {off_by}; {computed_by(release)}"
 
+
+def held(arch: Architecture, weights: Weights, theirs: Callable[[NDArray], NDArray], whose: str) -> str:
+    """How far the logits of another network, images (N, C, H, W) → (N, classes), are from the oracle's.
+
+    Raises:
+        ValueError: if it is further than rounding goes.
+    """
+    oracle = load_backend("oracle").build(arch)
     found, failed = [], []
     for height, width in SIZES:
         x = np.random.default_rng(0).random((2, arch.in_channels, height, width))
         oracle.load_weights(weights)
-        ours, logits = oracle.predict(x), own(x)
+        ours, logits = oracle.predict(x), theirs(x)
         off = deviation(logits, ours)
         oracle.load_weights(moved(weights))
         far = deviation(oracle.predict(x), ours)
@@ -56,13 +67,13 @@ def prove(family: str, arch: Architecture, weights: Weights, path: Path) -> str:
         found.append(f"{off:.1e} at {height}×{width}")
     off_by = " and ".join(found)
     if failed:
-        error = BadInput(
-            f"not proven: the logits are off by {off_by} from those of {family}'s own network{failed[0]}"
-        )
+        error = BadInput(f"not proven: the logits are off by {off_by} from those of {whose}{failed[0]}")
         error.exit_code = 1
         raise error
+    return f"{off_by} of {whose} in {logits.dtype}"
+
+
+def computed_by(*releases: str) -> str:
+    """These releases, NumPy's, Python's and the date."""
     python = ".".join(map(str, sys.version_info[:3]))
-    return (
-        f"logits within {off_by} of {family}'s own network in {logits.dtype}; "
-        f"{release}, NumPy {np.__version__}, Python {python}, {datetime.now(UTC):%Y-%m-%d}"
-    )
+    return f"{', '.join(releases)}, NumPy {np.__version__}, Python {python}, {datetime.now(UTC):%Y-%m-%d}"
