@@ -18,12 +18,11 @@ FLOORS = (
     {"errors", "timing"},
     {"architecture", "files", "processes"},
     {"layout", "weights"},
-    {"deviation", "horizon", "recipe", "summary"},
+    {"deviation", "horizon", "onnx_graph", "recipe", "summary"},
     {"gate"},
     {"backend"},
     {"oracle", "pages", "data"},
-    {"interop"},
-    {"proof", "bench", "training"},
+    {"proof", "bench", "interop", "training"},
     {"cli"},
 )
 

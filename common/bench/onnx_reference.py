@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from common.architecture import Architecture
 from common.backend import Backend
-from common.interop.onnx_file import onnx_model, to_onnx
+from common.onnx_graph import in_float32, onnx_model
 from common.weights import initial_weights
 
 # No backend: it has inference alone, and is measured as a framework's own network is.
@@ -32,7 +32,7 @@ class Reference:
     def __init__(self, name: str, arch: Architecture, dtype: str, device: str, compile: bool = False) -> None:
         from onnxruntime import InferenceSession
 
-        model = onnx_model(to_onnx(arch, initial_weights(arch)), {})
+        model = onnx_model(arch, in_float32(arch, initial_weights(arch)), {})
         self._session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:

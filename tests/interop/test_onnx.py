@@ -17,11 +17,11 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from benchmarks.faults import random_network
-from common import save_checkpoint
+from common import onnx_graph, save_checkpoint
 from common.architecture import ZOO, Architecture, architecture
 from common.errors import BadInput
-from common.interop import onnx_file
-from common.interop.onnx_file import in_float64, onnx_model, prove_onnx, to_onnx, with_epsilon, write_onnx
+from common.interop.onnx_file import in_float64, prove_onnx, to_onnx, write_onnx
+from common.onnx_graph import EPSILON_ADDED, OPSETS, in_float32, onnx_model, with_epsilon
 from common.weights import Weights
 from tests.helpers import ROUNDING, SINGLE, build, built, deviation, one_line, random_batch, random_weights
 from tests.interop.test_convert import convert, converted, refused
@@ -60,7 +60,7 @@ def held(arch: Architecture, *sizes: tuple[int, int]) -> None:
     weights = random_weights(arch)
     oracle = build("oracle", arch)
     oracle.load_weights(weights)
-    model = onnx_model(to_onnx(arch, weights), {})
+    model = onnx_model(arch, in_float32(arch, weights), {})
     onnx.checker.check_model(model, full_check=True)
     for height, width in sizes:
         x, _ = random_batch(arch, 2, height, width)
@@ -86,11 +86,11 @@ def test_the_zoo_is_the_oracles(name: str) -> None:
     held(architecture(name, in_channels=3, num_classes=7), (65, 97), (64, 96))
 
 
-@pytest.mark.parametrize("opset", onnx_file.OPSETS)
+@pytest.mark.parametrize("opset", OPSETS)
 def test_every_opset_computes_the_same(opset: int) -> None:
     arch = replace(SMALL, padding="same", stem_padding="same", shortcut_norm=True)
     weights = random_weights(arch)
-    model = onnx_model(to_onnx(arch, weights), {}, opset)
+    model = onnx_model(arch, in_float32(arch, weights), {}, opset)
     onnx.checker.check_model(model, full_check=True)
     assert model.opset_import[0].version == opset
     oracle = built("oracle", arch)
@@ -107,7 +107,7 @@ def test_the_stages_put_out_what_activations_says() -> None:
     weights = random_weights(arch)
     oracle = build("oracle", arch)
     oracle.load_weights(weights)
-    model = in_float64(onnx_model(to_onnx(arch, weights), {}), with_epsilon(arch, weights))
+    model = in_float64(onnx_model(arch, in_float32(arch, weights), {}), with_epsilon(arch, weights))
     stages = arch.stage_names()[:-1]
     model.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.DOUBLE, None) for name in stages
@@ -128,7 +128,7 @@ def test_epsilon_as_onnx_keeps_it_would_be_off() -> None:
     oracle = built("oracle", arch)
     oracle.load_weights(weights)
     x, _ = random_batch(arch, 2, 33, 40)
-    model = in_float64(onnx_model(to_onnx(arch, weights), {}), with_epsilon(arch, weights))
+    model = in_float64(onnx_model(arch, in_float32(arch, weights), {}), with_epsilon(arch, weights))
     assert deviation(evaluate(model, x), oracle.predict(x)) <= ROUNDING
     as_attribute = in_float64(model, weights)
     for node in as_attribute.graph.node:
@@ -176,8 +176,8 @@ def test_a_variance_says_that_it_holds_epsilon(written: Path) -> None:
 def test_a_float16_checkpoint_is_held_exactly_and_order_in_memory_is_nothing() -> None:
     weights: Weights = {n: np.asfortranarray(a, np.float16) for n, a in random_weights(SMALL).items()}
     found = to_onnx(SMALL, weights)
-    assert found.rounded == onnx_file.EPSILON_ADDED
-    for each in onnx_model(found, {}).graph.initializer:
+    assert found.rounded == EPSILON_ADDED
+    for each in onnx_model(SMALL, found.tensors, {}).graph.initializer:
         if not each.name.endswith("running_var"):
             np.testing.assert_array_equal(onnx.numpy_helper.to_array(each), weights[each.name])
 
@@ -226,7 +226,7 @@ def test_the_command_writes_and_proves(ours: Path, capsys: pytest.CaptureFixture
     assert props(dest) == {
         "architecture": SMALL.to_json(),
         "classes": '["a", "b", "c"]',
-        "rounded": onnx_file.EPSILON_ADDED,
+        "rounded": EPSILON_ADDED,
     }
     assert onnx.load(dest).opset_import[0].version == 13
 
@@ -321,7 +321,7 @@ def test_numbers_beyond_float32_are_one_line() -> None:
 
 
 def test_what_no_file_can_hold_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, "MOST", 1000)
+    monkeypatch.setattr(onnx_graph, "MOST", 1000)
     with pytest.raises(BadInput) as error:
         to_onnx(SMALL, random_weights(SMALL))
     one_line(error, "an ONNX file holds", "the tensors are")
