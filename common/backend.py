@@ -641,6 +641,15 @@ class Backend:
         """
         return import_module(self.module.replace(".backend", ".files")).read_tensors(path)
 
+    def read_model(self, path: Path) -> Mapping[str, Any] | None:
+        """What a file says of its model, as the framework describes models; None where it says nothing.
+
+        Raises:
+            ValueError: if the file is damaged, or its model is no ResNet and nothing else.
+        """
+        files = import_module(self.module.replace(".backend", ".files"))
+        return files.read_model(path) if hasattr(files, "read_model") else None
+
     def write_tensors(self, path: Path, tensors: Mapping[str, NDArray]) -> None:
         """Write a file as the framework's own loaders take it; the suffix says which kind.
 

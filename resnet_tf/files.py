@@ -31,12 +31,18 @@ from common.weights import from_bfloat16
 LAYERS: dict[str, dict[str, tuple[Any, ...]]] = {
     "Activation": {"activation": ("relu", "linear", "softmax")},
     "BatchNormalization": {"epsilon": (1.001e-5,), "center": (True,), "scale": (True,)},
-    "Conv2D": {"activation": ("linear", None), "dilation_rate": ([1, 1], 1)},
+    "Conv2D": {
+        "activation": ("linear", None),
+        "dilation_rate": ([1, 1], 1),
+        "groups": (1,),
+        "strides": ([1, 1], 1, [2, 2], 2),
+    },
     "Dense": {"activation": ("linear", "softmax", None)},
     "MaxPooling2D": {"pool_size": ([3, 3], 3), "strides": ([2, 2], 2)},
     "ReLU": {"max_value": (None,), "negative_slope": (0, None), "threshold": (0, None)},
     **{kind: {} for kind in ("Add", "Flatten", "GlobalAveragePooling2D", "InputLayer")},
-    **{kind: {} for kind in ("Softmax", "ZeroPadding2D")},
+    "Softmax": {},
+    "ZeroPadding2D": {"padding": tuple([[side, side]] * 2 for side in (1, 3))},
     **{kind: {} for kind in ("Dropout", "GaussianDropout", "GaussianNoise", "SpatialDropout2D")},
     **{f"Random{what}": {} for what in ("Brightness", "Contrast", "Flip", "Rotation", "Translation", "Zoom")},
 }
@@ -168,6 +174,32 @@ def reader(path: Path) -> tuple[Callable[[Path], tuple[dict[str, NDArray], list[
     raise BadInput(f"{path} was not written by Keras or TensorFlow; {KNOWN}")
 
 
+def read_model(path: Path) -> dict[str, Any] | None:
+    """The model as Keras describes it in a .keras or .h5 file; None where there are only weights.
+
+    Raises:
+        ValueError: if the file is damaged, or the model has layers or options that no ResNet has.
+    """
+    model = None
+    with path.open("rb") as file:
+        start = file.read(len(HDF5))
+    if start == HDF5:
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            model = _described(_HDF5(data))
+    elif start.startswith(ZIP):
+        with open_zip(path, ratio=2) as archive:
+            model = parse_json(_member(archive, "config.json"), dict)
+    if model is not None:
+        _check_model(model)
+    return model
+
+
+def _described(file: "_HDF5") -> dict[str, Any] | None:
+    """The model in an HDF5 file of Keras 2's layout."""
+    attributes = file.nodes[""].attributes
+    return parse_json(file.text(attributes["model_config"]), dict) if "model_config" in attributes else None
+
+
 def _is_plain(name: str) -> bool:
     return name.isprintable() and 0 < len(name) <= LONGEST_NAME
 
@@ -213,8 +245,7 @@ def _read_hdf5(
     """Of the bytes of an HDF5 file; `config()` is the model as Keras describes it, if that is known."""
     file = _HDF5(data)
     if "model_config" in file.nodes[""].attributes:
-        text = file.text(file.nodes[""].attributes["model_config"])
-        config = lambda: parse_json(text, dict)  # noqa: E731
+        config = partial(_described, file)
     top = "model_weights/" if "model_weights/" in file.nodes else ""
     published = _has(file.nodes[top], "layer_names")
     named = _published(file, top) if published else _by_layers(file, config)
@@ -591,18 +622,19 @@ def _read_keras(path: Path) -> tuple[dict[str, NDArray], list[str]]:
     """Of a zip archive that has the weights in HDF5 and the model as JSON, which is read for names alone."""
     with open_zip(path, ratio=2) as archive:  # weights hardly shrink
 
-        def member(name: str) -> bytes:
-            if name not in archive.namelist():
-                raise BadInput(f"it has no {name}; save the model again")
-            info = archive.getinfo(name)
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
-                raise BadInput(f"its {name} is encrypted or packed too tightly; save the model again")
-            return archive.read(info)
-
         def config() -> dict[str, Any]:
-            return parse_json(member("config.json"), dict)
+            return parse_json(_member(archive, "config.json"), dict)
 
-        return _read_hdf5(member("model.weights.h5"), config)
+        return _read_hdf5(_member(archive, "model.weights.h5"), config)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    if name not in archive.namelist():
+        raise BadInput(f"it has no {name}; save the model again")
+    info = archive.getinfo(name)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
+        raise BadInput(f"its {name} is encrypted or packed too tightly; save the model again")
+    return archive.read(info)
 
 
 # TensorFlow checkpoints

@@ -89,6 +89,7 @@ def convert(
                 found = converting.from_family(tensors, family, config, num_classes, key)
                 weights = found.tensors
             converting.check_network(found, arch, num_classes, in_channels)
+            is_described = to is None and files.describes_model(source, found)
             if prove and to is None:
                 with files.as_loaded(source, found) as theirs:
                     metadata["proof"] = proving.prove(found.family, found.arch, weights, theirs)
@@ -104,7 +105,8 @@ def convert(
             of_images = converting.images_of(found, config)
             metadata |= of_images.metadata
             assumed = list(of_images.assumed)
-            if not (config.is_whole and config.family in (None, found.family)):
+            is_whole = config.is_whole and config.family in (None, found.family)
+            if not (is_whole or (is_described and prove)):
                 assumed.insert(0, converting.UNSEEN)
             if assumed:
                 metadata["assumed"] = "; ".join(assumed)

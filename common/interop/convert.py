@@ -70,6 +70,7 @@ class Converted:
         others: families whose names are the same.
         said: what was done to a family's names and last layer, in lines.
         source: a family's tensors, by its own names.
+        has_new_head: whether the last layer was drawn, because there was none.
     """
 
     family: str
@@ -80,6 +81,7 @@ class Converted:
     others: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
     source: Weights = field(default_factory=dict)
+    has_new_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ def from_family(
     try:
         known = {name: value for name, value in said.axes.items() if name in (theirs.config or ())}
         arch = _detect(theirs, tensors, known, num_classes)
+        has_new_head = _last_layer(theirs, len(arch.stages), tensors) is None
         tensors, head = _with_whole_last_layer(theirs, arch, tensors)
         lines += head
         checked = check_tensors(theirs.shapes(arch), tensors)
@@ -198,7 +201,15 @@ def from_family(
         else:
             weights[name] = np.zeros(shape, weights[name.replace("bias", "weight")].dtype)
     others = tuple(name for name in fitting if name != family)
-    return Converted(family, arch, weights, others=others, said=tuple(lines), source=checked)
+    return Converted(
+        family,
+        arch,
+        weights,
+        others=others,
+        said=tuple(lines),
+        source=checked,
+        has_new_head=has_new_head,
+    )
 
 
 def to_family(arch: Architecture, weights: Weights, family: str) -> Converted:

@@ -165,10 +165,19 @@ def write_tensors(
         load_backend(theirs.framework).write_tensors(path, tensors)
 
 
+def describes_model(path: Path, found: Converted) -> bool:
+    """Whether the file describes the very model of these tensors, for its library to build."""
+    is_whole = path.is_file() and found.family == "keras" and not found.has_new_head
+    return is_whole and _kind(path) == "tf" and load_backend("tf").read_model(path) is not None
+
+
 @contextmanager
 def as_loaded(path: Path, found: Converted) -> Iterator[Path]:
     """What the family's own loader takes: the very file, or for a while one of the same tensors."""
     family = FAMILIES[found.family]
+    if describes_model(path, found):
+        yield path
+        return
     if path.is_dir():
         takes = family.config is not None and (path / "config.json").is_file()
     else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from common import Architecture
 from common.errors import BadInput
 from common.interop.convert import Converted, from_family
 from common.interop.families import FAMILIES
-from common.interop.files import read_tensors
+from common.interop.files import as_loaded, describes_model, read_tensors
+from common.interop.prove import prove
 from tests.helpers import one_line
 
 ARCH = Architecture(
@@ -192,3 +195,93 @@ def test_probabilities_behind_are_no_other_network(keras: Any, tmp_path: Path, s
     model = keras.Model(net.input, keras.layers.Softmax(dtype="float64")(net.output))
     model.save(tmp_path / f"model{suffix}")
     check_same(read(tmp_path / f"model{suffix}"), net)
+
+
+# The proof is of the very model that a file describes
+
+
+def check_proven(path: Path) -> None:
+    found = read(path)
+    assert describes_model(path, found)
+    with as_loaded(path, found) as loaded:
+        assert loaded == path and "e-1" in prove("keras", found.arch, found.tensors, loaded)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+@pytest.mark.parametrize("form", ["plain", "nested", "softmax behind", "softmax within"])
+def test_the_very_model_of_a_file_is_built_and_proven(
+    keras: Any, tmp_path: Path, form: str, suffix: str
+) -> None:
+    net, layers = network(), keras.layers
+    if form == "nested":
+        images = keras.Input((64, 64, 3))
+        features = backbone(net, keras)(layers.RandomFlip()(images), training=False)
+        net = keras.Model(images, layers.Dense(4, "softmax", name="mine")(layers.Dropout(0.2)(features)))
+    if form == "softmax behind":
+        net = keras.Model(net.input, layers.Softmax(dtype="float64")(net.output))
+    if form == "softmax within":
+        net.layers[-1].activation = keras.activations.softmax
+    net.save(tmp_path / f"model{suffix}")
+    check_proven(tmp_path / f"model{suffix}")
+
+
+def rewritten(net: Any, path: Path, change: Callable[[list[dict[str, Any]]], None]) -> Path:
+    """The network's .keras file, its description changed."""
+    net.save(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(members["config.json"])
+    change(config["config"]["layers"])
+    members["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_strides_elsewhere_are_another_network(keras: Any, tmp_path: Path) -> None:
+    """The tensors are the same."""
+
+    def move(layers: list[dict[str, Any]]) -> None:
+        strides = {"1": [1, 1], "2": [2, 2]}  # not on the 1×1
+        for layer in layers:
+            if layer["name"] in ("conv3_block1_1_conv", "conv3_block1_2_conv"):
+                layer["config"]["strides"] = strides[layer["name"][-6]]
+
+    path = rewritten(network(), tmp_path / "model.keras", move)
+    found = read(path)
+    with pytest.raises(BadInput) as error, as_loaded(path, found) as loaded:
+        prove("keras", found.arch, found.tensors, loaded)
+    one_line(error, "not proven: the logits are off by")
+
+
+HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "filters": (lambda layer: layer["config"].update(filters=10**9), "other convolutions than its tensors"),
+    "no filters": (lambda layer: layer["config"].pop("filters"), "cannot build and load its model"),
+    "a wrong one": (lambda layer: layer["config"].update(padding="round"), "cannot build and load its model"),
+    "another class": (
+        lambda layer: layer["inbound_nodes"].append({"args": [{"class_name": "Lambda", "config": {}}]}),
+        "is called with a 'Lambda'",
+    ),
+    "nothing": (lambda layer: layer["inbound_nodes"].clear(), "cannot build and load its model"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_description_is_one_line(keras: Any, tmp_path: Path, case: str) -> None:
+    change, words = HOSTILE[case]
+    path = rewritten(network(), tmp_path / "x.keras", lambda layers: change(layers[2]))
+    found = read(path)
+    with pytest.raises(BadInput) as error, as_loaded(path, found) as loaded:
+        prove("keras", found.arch, found.tensors, loaded)
+    one_line(error, words)
+
+
+def test_what_a_description_names_besides_is_not_imported(keras: Any, tmp_path: Path) -> None:
+    def name(layers: list[dict[str, Any]]) -> None:
+        strange = {"module": "antigravity", "class_name": "x", "config": {}, "registered_name": None}
+        layers[2] |= {"module": "antigravity", "registered_name": "x>y"}
+        layers[2]["config"] |= {"kernel_initializer": strange, "kernel_regularizer": strange}
+
+    check_proven(rewritten(network(), tmp_path / "x.keras", name))
+    assert "antigravity" not in sys.modules
