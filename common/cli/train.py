@@ -165,6 +165,8 @@ def train(
     network, start, sha256 = _network(arch, images, is_folder, begun, weights, options["seed"])
     said = {"architecture": network.to_json(), "weights": sha256}
     settings = Settings.from_fields(options | images.settings() | said)
+    if like:
+        say(f"images: {settings.preparation(network.in_channels)}")
     folder = out or new_folder(f"{arch}-{settings.backend}")
 
     def train_one(settings: Settings, folder: Path, resume: bool) -> list[Record]:
