@@ -102,7 +102,7 @@ def convert(
         metadata |= {name: text for name, text in said.items() if text}
         if to is None:
             metadata["source"] = found.family
-            of_images = converting.images_of(found, config)
+            of_images = converting.images_of(found, config, source)
             metadata |= of_images.metadata
             assumed = list(of_images.assumed)
             is_whole = config.is_whole and config.family in (None, found.family)

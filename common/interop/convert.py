@@ -20,7 +20,14 @@ from common.data import CLASSES
 from common.data.preparation import Preparation
 from common.errors import BadInput
 from common.interop.families import FAMILIES, Family, Place
-from common.interop.prepared import by_default, of_timm, of_transformers, read_transformers, usual_classes
+from common.interop.prepared import (
+    by_default,
+    of_published,
+    of_timm,
+    of_transformers,
+    read_transformers,
+    usual_classes,
+)
 from common.reading import brief, fits, read_json, shown, some
 from common.summary import KINDS
 from common.weights import Weights, check_tensors, initial_weights
@@ -120,15 +127,18 @@ class Images:
     line: str
 
 
-def images_of(found: Converted, said: Said) -> Images:
-    """How a family's network wants its images, and what it calls their classes."""
+def images_of(found: Converted, said: Said, path: Path) -> Images:
+    """How a family's network, from this file or folder, wants its images, and what it calls their classes."""
     arch, metadata, assumed = found.arch, {}, []
     if arch.in_channels not in (1, 3):
         return Images({}, (), f"images: arrays, because image files do not have {arch.in_channels} channels")
     try:
-        made = said.prepare(arch.in_channels) if said.prepare else by_default(found.family, arch)
+        known = said.prepare(arch.in_channels) if said.prepare else None
+        if known is None and found.family == "torchvision":
+            known = of_published(path)
+        made = known or by_default(found.family, arch)
         line = f"images: {made}" if made else "images: nothing says how they are prepared"
-        if made and not said.prepare:
+        if made and not known:
             assumed.append(f"images prepared as {found.family}'s own weights have them")
     except BadInput as error:
         made, line = None, f"how images are prepared is not kept, because it is none of our ways: {error}"

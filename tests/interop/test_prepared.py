@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,15 @@ from common.data.imagenet import classes
 from common.data.preparation import Preparation
 from common.errors import BadInput
 from common.interop.families import FAMILIES
-from common.interop.prepared import DEFAULTS, TRANSFORMERS, by_default, of_timm, of_transformers
+from common.interop.prepared import (
+    DEFAULTS,
+    PUBLISHED,
+    TRANSFORMERS,
+    by_default,
+    of_published,
+    of_timm,
+    of_transformers,
+)
 from common.oracle import Model
 from tests.cli.commands import succeed_here
 from tests.data.folders import FILES, write_file
@@ -54,6 +64,26 @@ def test_torchvisions(photographs: list[Image]) -> None:
             np.testing.assert_allclose(
                 ours(DEFAULTS["torchvision"], image), theirs(image).numpy(), rtol=0, atol=1e-6
             )
+
+
+def test_torchvisions_published_files_are_known() -> None:
+    models, known = torchvision().models, {}
+    for name in dir(models):
+        if re.fullmatch("(Wide_)?ResNe.*_Weights", name):
+            for weights in getattr(models, name):
+                digits = weights.url.removesuffix(".pth").rpartition("-")[2]
+                (known[digits],) = weights.transforms().resize_size
+                assert weights.transforms().crop_size == [224]
+    assert known == PUBLISHED
+
+
+def test_a_published_file_is_known_by_its_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.pth"
+    path.write_bytes(b"weights")
+    assert of_published(path) is None
+    monkeypatch.setitem(PUBLISHED, hashlib.sha256(b"weights").hexdigest()[:8], 232)
+    found = of_published(path)
+    assert found and found.scaled == (232, 232) and found.size == (224, 224)
 
 
 CFGS: dict[str, dict[str, Any]] = {
