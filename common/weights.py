@@ -193,7 +193,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Architecture, Weights
     weights, metadata = read_with_sums(path)
     if "architecture" not in metadata:
         raise BadInput(
-            f"checkpoint {path} names no architecture in its metadata; write it with save_checkpoint"
+            f"checkpoint {path} names no architecture in its metadata; write it with save_checkpoint, "
+            "or bring another library's with `resnet-tabs convert`"
         )
     try:
         arch = Architecture.from_json(metadata["architecture"])
@@ -248,6 +249,7 @@ def open_safetensors(path: Path) -> Iterator[Any]:
 
     if not path.is_file():
         raise MissingFile(f"checkpoint {path} not found; give the path of a .safetensors file")
+    _check_is_safetensors(path)
     try:
         read_header(path)  # of which the library takes the last of a name that is there twice
         with safe_open(path, framework="numpy") as file:
@@ -255,6 +257,17 @@ def open_safetensors(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError, ValueError, MemoryError) as error:
         reason = shown(str(error), 200)
         raise BadInput(f"checkpoint {path} is not a complete safetensors file: {reason}") from None
+
+
+def _check_is_safetensors(path: Path) -> None:
+    """Raise `ValueError` if a file is plainly of another kind, whatever it is called."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:] != b"{" and start.startswith((b"PK", b"\x80", b"\x89HDF")):
+        raise BadInput(
+            f"checkpoint {path} is no .safetensors of this project; bring it with "
+            f"`resnet-tabs convert {path} ours.safetensors`"
+        )
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:

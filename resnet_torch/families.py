@@ -13,7 +13,7 @@ from torch import nn
 
 from common.architecture import Architecture
 from common.errors import BadInput
-from common.interop.convert import read_config
+from common.interop.configs import read_config
 from common.interop.families import hugging_face_config
 from common.reading import brief, shown
 from resnet_torch.speed import torchvision
@@ -125,8 +125,7 @@ def own_network(family: str, arch: Architecture, path: Path) -> Callable[[NDArra
         ImportError: if its library is not installed.
         ValueError: if its library builds no such network.
     """
-    config = read_config(path)
-    named = config.model if config.family == family else {}
+    named = read_config(path, family).model
     net: Any = timm_model(arch, named) if named else NETWORKS[family](arch)
     net = net.double()  # before it loads: a file in float64 is not to be rounded
     if path.is_dir():

@@ -29,7 +29,8 @@ from common.cli.options import open_checkpoint
 from common.data.decode import decode
 from common.data.images import read_array
 from common.errors import BadInput
-from common.interop.convert import from_family, read_config, to_family
+from common.interop.configs import read_config
+from common.interop.convert import from_family, to_family
 from common.interop.families import FAMILIES
 from common.interop.files import read_tensors, write_tensors
 from common.processes.meeting import _is_report, _Line

@@ -174,7 +174,7 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut in the numbers": (lambda: content()[:-8], "not a complete safetensors file"),
     "too long": (lambda: content() + b"12345678", "not a complete safetensors file"),
     "not safetensors": (lambda: b"<html>404 not found</html>" * 9, "not a complete safetensors file"),
-    "a pickle": (lambda: b"\x80\x02}q\x00." * 9, "not a complete safetensors file"),
+    "a pickle": (lambda: b"\x80\x02}q\x00." * 9, "bring it with `resnet-tabs convert"),
     "no metadata": (lambda: content(metadata=None), "names no architecture"),
     "other metadata": (lambda: content(metadata={"format": "pt"}), "names no architecture"),
     "no architecture": (lambda: content(metadata={"architecture": "x"}), "not the description of an arch"),

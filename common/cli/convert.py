@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,9 +54,10 @@ def convert(
     The architecture is read off the tensors, and a tensor that has no place in it is an error. Exits with 0,
     with 1 if --prove finds another network, 2 if it cannot be done.
     """
+    from common.interop import configs, files, onnx_file
     from common.interop import convert as converting
-    from common.interop import files, onnx_file
     from common.interop import prove as proving
+    from common.training.runs import checkpoint_file
     from common.weights import load_checkpoint, save_checkpoint
 
     if to is not None and family != "auto":
@@ -68,11 +71,16 @@ def convert(
         files.check_suffix(dest, to)
     elif to is None and dest.suffix != ".safetensors":
         raise BadInput(f"{dest} must end in .safetensors, which is what is written")
+    if to is not None:
+        if key is not None:
+            raise BadInput("--key is for other people's checkpoints; leave it out")
+        source = checkpoint_file(source)
     if dest.exists() and not force:
         raise BadInput(f"{dest} exists; choose another name, or give --force to overwrite it")
 
     halves: list[str] = []
-    metadata = {}
+    metadata: dict[str, str] = {}
+    carried: dict[str, str] = {}
     with quiet():  # frameworks have much to say
         try:
             if to is not None:
@@ -83,11 +91,10 @@ def convert(
                     found = converting.to_family(ours, weights, to)
             else:
                 tensors, halves = files.read_tensors(source)
-                config = converting.read_config(source)
-                if family == "auto" and config.family:
-                    family = config.family
+                config = configs.read_config(source, family)
                 found = converting.from_family(tensors, family, config, num_classes, key)
                 weights = found.tensors
+                config = config.of(found.family)
             converting.check_network(found, arch, num_classes, in_channels)
             is_described = to is None and files.describes_model(source, found)
             if prove and to is None:
@@ -105,28 +112,28 @@ def convert(
             of_images = converting.images_of(found, config, source)
             metadata |= of_images.metadata
             assumed = list(of_images.assumed)
-            is_whole = config.is_whole and config.family in (None, found.family)
-            if not (is_whole or (is_described and prove)):
+            if not (config.families or (is_described and prove)):
                 assumed.insert(0, converting.UNSEEN)
             if assumed:
                 metadata["assumed"] = "; ".join(assumed)
             save_checkpoint(dest, found.arch, found.tensors, metadata)
-        elif to == onnx_file.NAME:
-            carried = onnx_file.carried(source)
-            onnx_file.write_onnx(dest, found, carried | metadata, opset)
-            if prove:
-                metadata["proof"] = onnx_file.prove_onnx(dest, found.arch, weights)
-                onnx_file.write_onnx(dest, found, carried | metadata, opset)
         else:
-            files.write_tensors(dest, to, found.arch, found.tensors, metadata)
-            if prove:
-                metadata["proof"] = proving.prove(to, found.arch, weights, dest)
-                if dest.suffix == ".safetensors":  # the others have no place for it
-                    files.write_tensors(dest, to, found.arch, found.tensors, metadata)
+            write: Any = partial(files.write_tensors, family=to, arch=found.arch, tensors=found.tensors)
+            proof: Any = partial(proving.prove, to, found.arch, weights)
+            if to == onnx_file.NAME:
+                write = partial(onnx_file.write_onnx, converted=found, opset=opset)
+                proof = partial(onnx_file.prove_onnx, arch=found.arch, weights=weights)
+                carried = onnx_file.carried(source)
+            if prove:  # before anything is overwritten
+                with tempfile.TemporaryDirectory(prefix="resnet-tabs-") as folder:
+                    trial = Path(folder) / dest.name
+                    write(trial, metadata=metadata)
+                    metadata["proof"] = proof(trial)
+            write(dest, metadata=carried | metadata)
 
     precision = ", ".join(sorted({str(array.dtype) for array in found.tensors.values()}))
     say(f"{dest}: {converting.describe(found.arch)}; {precision}; {'to' if to else 'from'} {found.family}")
-    if found.others and family == "auto":
+    if found.others and family == "auto" and not config.families:
         others = " or ".join(f"--from {name}" for name in found.others)
         say(f"named as {found.family} and {', '.join(found.others)} name; {others} says it is theirs")
     for line in found.said:
@@ -144,4 +151,5 @@ def convert(
     if "assumed" in metadata:
         say(f"Taken for granted, because tensors do not show it: {metadata['assumed']}")
     if to is None:
-        say(of_images.line)
+        for line in (*config.lines, *of_images.lines):
+            say(line)

@@ -27,9 +27,11 @@ from common.cli.options import (
     check_precision,
     open_checkpoint,
 )
+from common.data import CLASSES, imagenet
 from common.errors import BadInput
 from common.pages import say
 from common.processes.workers import quiet
+from common.reading import some
 
 if TYPE_CHECKING:
     from common.data.folder import Images
@@ -147,13 +149,22 @@ def _images(opened: Opened, folder: Path, val_share: float | None, skip_bad: boo
 
 
 def _named_so(opened: Opened, folder: Path) -> tuple[str, ...]:
-    """The network's classes, if any of the folders is called so; else none, and a line says so."""
-    from common.data.folder import find_images, in_nfc
+    """The network's classes as the folders are called; none, and a line, where its names are of a known set.
 
-    classes = tuple(in_nfc(name.replace("/", "-")) for name in opened.classes)  # as a folder can be named
-    if set(find_images(folder).classes) & set(classes):
-        return classes
-    say(f"{opened.path} has no classes of these names: the folders of {folder}, sorted, are taken for them")
+    Raises:
+        ValueError: if the network has names of its own, and no folder is called so.
+    """
+    from common.data.folder import find_images, same_classes
+
+    if same := same_classes(opened.classes, find_images(folder).classes):
+        return tuple(same.get(name, name) for name in opened.classes)
+    if opened.classes and opened.classes not in (CLASSES, imagenet.classes()):
+        raise BadInput(
+            f"{folder} has no class of those that {opened.path} knows, {some(opened.classes)}; "
+            "call its folders so"
+        )
+    names = "calls its classes otherwise" if opened.classes else "does not name its classes"
+    say(f"{opened.path} {names}: the folders of {folder}, sorted, are taken for them")
     return ()
 
 

@@ -53,6 +53,8 @@ ValShare = Annotated[
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out files that are no images.")]
 Loaders = Annotated[int, typer.Option(help="Processes that load images; with 0, threads do.")]
 
+OF_RUN = ("best.safetensors", "last.safetensors", "ema.safetensors")
+
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file, or the folder of a run: its best.")
 ]
@@ -160,7 +162,7 @@ def open_checkpoint(path: Path, resize: int | None, normalize: str | None = None
     arch.check_input((1, arch.in_channels, *preparation.size))
     classes = tuple(
         _said(path, says, "classes", list[str], lambda names: len(names) <= arch.num_classes)
-        or _usual_classes(says, preparation)
+        or _usual_classes(says, preparation, arch)
     )
     if classes:  # the last layer may have more
         classes += tuple(f"class {i}" for i in range(len(classes), arch.num_classes))
@@ -188,10 +190,13 @@ def said_preparation(path: Path, arch: Architecture, says: Mapping[str, str]) ->
         return _usual(3)
     if "classes" in says:
         size = _said(path, says, "resize", tuple[int, int], is_size) or (96, 96)
-        made = Preparation(size, arch.in_channels, says.get("normalize", "imagenet"), "folder")
-        colours(made.normalize, arch.in_channels)
+        try:
+            made = Preparation(size, arch.in_channels, says.get("normalize", "imagenet"), "folder")
+            colours(made.normalize, arch.in_channels)
+        except BadInput as error:
+            raise BadInput(f"checkpoint {path} is damaged: its normalize cannot be ({error})") from None
         return made
-    if is_run(path.parent) and (settings := read_settings(path.parent)).fit:
+    if path.name in OF_RUN and is_run(path.parent) and (settings := read_settings(path.parent)).fit:
         return settings.preparation(arch.in_channels)
     return None
 
@@ -203,11 +208,12 @@ def _usual(channels: int) -> Preparation:
     return Preparation((imagenet.SIZE, imagenet.SIZE), channels, "imagenet")
 
 
-def _usual_classes(says: Mapping[str, str], preparation: Preparation) -> tuple[str, ...]:
+def _usual_classes(says: Mapping[str, str], preparation: Preparation, arch: Architecture) -> tuple[str, ...]:
     """Of a checkpoint that does not name its classes: those of its data set, if that is known."""
     if says.get("dataset") == "imagenet":
         return imagenet.classes()
-    return CLASSES if preparation.fit == "fashion-mnist" else ()
+    is_fashion = preparation.fit == "fashion-mnist" and arch.num_classes >= len(CLASSES)
+    return CLASSES if is_fashion else ()
 
 
 def _said(path: Path, says: Mapping[str, str], name: str, kind: Any, is_such: Callable[[Any], bool]) -> Any:

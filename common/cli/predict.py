@@ -77,6 +77,8 @@ def predict(
         raise BadInput(f"cannot write {out}; give a name that ends in .csv or .npy")
     opened = open_checkpoint(checkpoint, resize, normalize)
     names, deal, how = _inputs(inputs, opened, skip_bad)
+    if how.startswith("array") and (resize, normalize) != (None, None):
+        raise BadInput("an array is taken as it is; leave out --resize and --normalize")
     with quiet():  # frameworks have much to say
         model = load_backend(name).build(opened.arch, precision, device)
         model.load_weights(opened.weights)
@@ -117,7 +119,11 @@ def _inputs(
         x = images_in_array(path, opened.arch)
         starts = range(0, len(x), BATCH_SIZE)
         names = [f"{path.name}[{i}]" for i in range(len(x))]
-        return names, lambda _: (x[i : i + BATCH_SIZE] for i in starts), ""
+        return (
+            names,
+            lambda _: (x[i : i + BATCH_SIZE] for i in starts),
+            f"array, taken as it is; {opened.prepared()}",
+        )
     opened.preparation.check()
     images = without_classes(files, left_out)
     if skip_bad:

@@ -166,7 +166,8 @@ def train(
     said = {"architecture": network.to_json(), "weights": sha256}
     settings = Settings.from_fields(options | images.settings() | said)
     if like:
-        say(f"images: {settings.preparation(network.in_channels)}")
+        unlike = f"; for these weights they were {like}" if like.fit == "whole" else ""
+        say(f"images: {settings.preparation(network.in_channels)}{unlike}")
     folder = out or new_folder(f"{arch}-{settings.backend}")
 
     def train_one(settings: Settings, folder: Path, resume: bool) -> list[Record]:
@@ -217,7 +218,7 @@ def _options(
     options["interpolation"] = like.interpolation if like else "bilinear"
     options["augment"] = tuple(name.strip() for name in given["augment"].split(",") if given["augment"])
     usually = like.normalize if like else "imagenet" if is_folder else "none"
-    options["normalize"] = given["normalize"] or usually
+    options["normalize"] = usually if given["normalize"] is None else given["normalize"]
     if begun:
         began_with = begun.to_fields()
         for name in options:
@@ -278,7 +279,7 @@ def _network(
     network = dataclasses.replace(network, **kept)
     if not weights:
         return network, None, begun.weights if begun else ""
-    start, sha256, said = pretrained(weights, network, seed)
+    start, sha256, said = pretrained(weights, network, seed, images.classes)
     say(said)
     return network, start, sha256
 

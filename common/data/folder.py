@@ -8,7 +8,8 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from common.processes.group import ALONE, Group
 from common.reading import read_json, shown, some
 
 THREADS = min(os.cpu_count() or 1, 8)  # that decode; Pillow lets them run side by side
+PARTS = re.compile("(train|val|valid|test)(ing|idation)?", re.IGNORECASE)  # of a data set, and no classes
 VAL_SHARE = 0.1  # of the images, where no folder says which are for validation
 
 # Why a file is left out that nobody opened; of others it is what was wrong with them.
@@ -265,6 +267,11 @@ def find_split(root: Path, val_share: float | None) -> tuple[Images, Images, flo
         return found.besides(_beside_parts(root)), find_images(val, found.classes), None
     share = VAL_SHARE if val_share is None else val_share
     found = find_images(root)
+    parts = [name for name in found.classes if PARTS.fullmatch(name)]
+    if len(parts) == len(found.classes):
+        raise BadInput(
+            f"{root} has {some(parts)} for classes, which are no classes; call the folders train and val"
+        )
     _check_several(found)
     is_val = _in_share(found, share)
     return found.take(~is_val), found.take(is_val), share
@@ -498,6 +505,24 @@ def _files_in(path: str) -> list[str]:
 
 def _cannot_read(error: OSError) -> BadInput:
     return BadInput(f"cannot read the folder {error.filename}: {error.strerror}")
+
+
+def same_classes(names: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """Which of the other names each name means: as a folder can be called; else the one of another case."""
+    found: dict[str, str] = {}
+    for alike in (str, str.casefold):
+        taken = set(found.values())
+        left = _once([name for name in names if name not in found], alike)
+        known = _once([other for other in others if other not in taken], alike)
+        found |= {name: known[key] for key, name in left.items() if key in known}
+    return found
+
+
+def _once(names: list[str], alike: Callable[[str], str]) -> dict[str, str]:
+    """What names have in common with others that are alike → the name, where there is but one."""
+    keys = [alike(in_nfc(name.replace("/", "-"))) for name in names]
+    count = Counter(keys)
+    return {key: name for key, name in zip(keys, names, strict=True) if count[key] == 1}
 
 
 def in_nfc(name: str) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,40 +17,20 @@ from numpy.typing import NDArray
 
 from common.architecture import CONVENTIONS, ZOO, Architecture, Shape, architecture, unknown
 from common.data import CLASSES
-from common.data.preparation import Preparation
 from common.errors import BadInput
+from common.interop.configs import Said
 from common.interop.families import FAMILIES, Family, Place
-from common.interop.prepared import (
-    by_default,
-    of_published,
-    of_timm,
-    of_transformers,
-    read_transformers,
-    usual_classes,
-)
-from common.reading import brief, fits, read_json, shown, some
+from common.interop.prepared import by_default, of_published, usual_classes
+from common.reading import brief, shown, some
 from common.summary import KINDS
 from common.weights import Weights, check_tensors, initial_weights
 
-# Of a config.json, what is served of what the tensors do not show: of transformers', and of timm's.
-SERVED: dict[str, tuple[Any, ...]] = {"hidden_act": ("relu",), "downsample_in_first_stage": (False,)}
-TIMM: dict[str, tuple[Any, ...]] = {
-    "act_layer": ("relu", None),
-    "norm_layer": ("batchnorm2d", "batchnorm", None),
-    "aa_layer": ("", None),
-    "output_stride": (32,),
-    "global_pool": ("avg",),
-    "stem_type": ("",),
-    "replace_stem_pool": (False,),
-    "avg_down": (False,),
-    "block_args": ({}, None),
-}
-# Of timm's arguments, what the tensors show, or what is of training alone.
-SHOWN = {
-    *("num_classes", "in_chans", "layers", "channels", "cardinality", "base_width", "stem_width"),
-    *("drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last"),
-}
-UNSEEN = "ReLU, a 3×3 max-pool after the stem, stride 2 from the second stage on, no anti-aliasing"
+# What tensors do not show.
+UNSEEN = (
+    "ReLU, a 3×3 max-pool after the stem, stride 2 from the second stage on, a global average pool, "
+    "no anti-aliasing"
+)
+NOTHING_SAID = Said()
 
 AVERAGED = re.compile("ema|averag|swa", re.IGNORECASE)  # what weights over many steps are called
 
@@ -92,70 +72,55 @@ class Converted:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a file says of its model besides the tensors.
-
-    Attributes:
-        axes: of the `Architecture`.
-        family: whose words it uses; None where more than one does.
-        model: what the family's library builds it from; empty where it builds it from the file alone.
-        is_whole: whether nothing of the model has to be taken for granted.
-        prepare: how images are prepared for a network of so many channels, if that is said; it may raise.
-        classes: their names, in the order of the logits.
-    """
-
-    axes: Mapping[str, Any] = field(default_factory=dict)
-    family: str | None = None
-    model: Mapping[str, Any] = field(default_factory=dict)
-    is_whole: bool = False
-    prepare: Callable[[int], Preparation] | None = None
-    classes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Images:
     """What is known of a network's images.
 
     Attributes:
         metadata: what a checkpoint keeps of it: "preparation" and "classes", as far as they are known.
         assumed: what of it is taken for granted.
-        line: how images are prepared, for people.
+        lines: how images are prepared, and what is not kept.
     """
 
     metadata: Mapping[str, str]
     assumed: tuple[str, ...]
-    line: str
+    lines: tuple[str, ...]
 
 
 def images_of(found: Converted, said: Said, path: Path) -> Images:
     """How a family's network, from this file or folder, wants its images, and what it calls their classes."""
-    arch, metadata, assumed = found.arch, {}, []
+    arch, metadata, assumed, lines = found.arch, {}, [], []
+    made, whose = None, f"as the family's own weights, {found.family}'s, have them"
     if arch.in_channels not in (1, 3):
-        return Images({}, (), f"images: arrays, because image files do not have {arch.in_channels} channels")
-    try:
-        known = said.prepare(arch.in_channels) if said.prepare else None
-        if known is None and found.family == "torchvision":
-            known = of_published(path)
-        made = known or by_default(found.family, arch)
-        line = f"images: {made}" if made else "images: nothing says how they are prepared"
-        if made and not known:
-            assumed.append(f"images prepared as {found.family}'s own weights have them")
-    except BadInput as error:
-        made, line = None, f"how images are prepared is not kept, because it is none of our ways: {error}"
+        lines = [f"images: arrays, because image files do not have {arch.in_channels} channels"]
+    elif said.prepare:
+        try:
+            made, whose = said.prepare(arch.in_channels), "as its folder says"
+        except BadInput as error:
+            lines = [f"how images are prepared is not kept, because it is none of our ways: {error}"]
+    elif found.family == "torchvision" and (made := of_published(path)):
+        whose = "as torchvision published these weights"
+    elif made := by_default(found.family, arch):
+        assumed.append(f"images prepared {whose}")
+    else:
+        lines = ["images: nothing says how they are prepared"]
     if made:
         metadata["preparation"] = made.to_json()
+        lines.append(f"images, {whose}: {made}")
     if len(said.classes) == arch.num_classes:
         metadata["classes"] = json.dumps(said.classes)
-    elif usual := usual_classes(found.family, arch):
-        metadata["classes"] = json.dumps(usual)
-        assumed.append(f"classes named as {'Fashion-MNIST' if usual == CLASSES else 'ImageNet'}'s")
-    return Images(metadata, tuple(assumed), line)
+    else:
+        if said.classes:
+            lines.append(f"names of {len(said.classes)} classes are not kept: it has {arch.num_classes}")
+        if usual := usual_classes(found.family, arch):
+            metadata["classes"] = json.dumps(usual)
+            assumed.append(f"classes named as {'Fashion-MNIST' if usual == CLASSES else 'ImageNet'}'s")
+    return Images(metadata, tuple(assumed), tuple(lines))
 
 
 def from_family(
     tensors: Mapping[str, NDArray],
     family: str = "auto",
-    said: Said = Said(),
+    said: Said = NOTHING_SAID,
     num_classes: int | None = None,
     key: str | None = None,
 ) -> Converted:
@@ -189,16 +154,19 @@ def from_family(
         raise BadInput(f"{what} of {', '.join(FAMILIES)}; it holds {some(list(tensors)) or 'no tensors'}")
     if family not in ("auto", *fitting):
         raise BadInput(f"it is not named as {family} names; give --from {fitting[0]}, or leave --from out")
-    family = fitting[0] if family == "auto" else family
+    if family == "auto":
+        family = next((name for name in said.families if name in fitting), fitting[0])
+    said = said.of(family)
 
     theirs = FAMILIES[family]
-    tensors, lines = _taken(places[family], tensors)
+    tensors, lines, left_out = _taken(theirs, places[family], tensors)
     try:
         known = {name: value for name, value in said.axes.items() if name in (theirs.config or ())}
         arch = _detect(theirs, tensors, known, num_classes)
         has_new_head = _last_layer(theirs, len(arch.stages), tensors) is None
         tensors, head = _with_whole_last_layer(theirs, arch, tensors)
         lines += head
+        lines += [f"left out: {some(left_out)}"] if left_out else []
         checked = check_tensors(theirs.shapes(arch), tensors)
     except BadInput as error:
         raise BadInput(f"it is no plain ResNet or ResNeXt of {family}: {error}") from None
@@ -340,67 +308,6 @@ def describe(arch: Architecture) -> str:
     return f"{name}; {arch.in_channels} input channels, {arch.num_classes} classes"
 
 
-def read_config(path: Path) -> Said:
-    """What a config.json beside the file says of its model; transformers and timm publish one.
-
-    Raises:
-        ValueError: if it is damaged, or names what no network of this project does.
-    """
-    folder = path.parent if path.is_file() else path
-    config = folder / "config.json"
-    prepare: Callable[[int], Preparation] | None = None
-    if processor := read_transformers(folder):
-        prepare = partial(of_transformers, processor)
-    if not config.is_file():
-        return Said(prepare=prepare)
-    try:
-        said = read_json(config)
-        model_args = said.get("model_args", {})
-        if not fits(model_args, dict):
-            raise ValueError(f"its model_args are {brief(model_args)}")
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"{config} is not what a model's config.json is ({error}); mend it or take it away"
-        ) from None
-    name = said.get("architecture")
-    is_timm = isinstance(name, str) and not {"model_args", "num_features", "pretrained_cfg"}.isdisjoint(said)
-    served = SERVED | (TIMM if is_timm else {})
-    others = [f"{key} {brief(said[key])}" for key in served if key in said and said[key] not in served[key]]
-    if str(name).startswith(("resnetaa", "resnetblur")):  # timm's anti-aliased ones
-        others.append(f"architecture {brief(name)}")
-    if is_timm:
-        others += [
-            f"{shown(key, 60)} {brief(value)}"
-            for key, value in model_args.items()
-            if key not in SHOWN and value not in TIMM.get(key, ())
-        ]
-    if others:
-        raise BadInput(
-            f"{config} says {', '.join(dict.fromkeys(others))}, which the blocks of this project do not do"
-        )
-    axes = {"stride_on": "1x1"} if said.get("downsample_in_bottleneck") is True else {}
-    classes = _classes(said)
-    if is_timm:
-        cfg = said.get("pretrained_cfg")
-        prepare = partial(of_timm, cfg if isinstance(cfg, dict) else said)
-        model = {"model_name": name, **model_args}
-        return Said(axes, "timm", model, is_whole=True, prepare=prepare, classes=classes)
-    return Said(axes, is_whole=said.get("model_type") == "resnet", prepare=prepare, classes=classes)
-
-
-def _classes(said: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes' names in a config.json, in the order of the logits; empty where it has none."""
-    names, labels = said.get("label_names"), said.get("id2label")
-    if isinstance(names, list) and fits(names, list[str]):  # timm's
-        longer = said.get("label_descriptions", {})
-        return tuple(map(longer.get, names, names)) if fits(longer, dict[str, str]) else tuple(names)
-    if not isinstance(labels, dict) or not fits(labels, dict[str, str]):
-        return ()
-    found = tuple(labels.get(str(i), "") for i in range(len(labels)))
-    is_named = all(name and name != f"LABEL_{i}" for i, name in enumerate(found))
-    return found if is_named else ()
-
-
 def _places(tensors: Weights, key: str | None) -> dict[str, list[tuple[str, str]]]:
     """By family, what to take off names, and put before them, to have its own: of each network there is."""
     places = {name: list(family.beginnings(tensors)) for name, family in FAMILIES.items()}
@@ -417,21 +324,66 @@ def _places(tensors: Weights, key: str | None) -> dict[str, list[tuple[str, str]
     return {name: [at for at in found if not is_within(at[0])] for name, found in places.items()}
 
 
-def _taken(places: list[tuple[str, str]], tensors: Weights) -> tuple[Weights, list[str]]:
-    """The tensors of one network by its family's names, and lines that say what was done.
+def _taken(
+    family: Family, places: list[tuple[str, str]], tensors: Weights
+) -> tuple[Weights, list[str], list[str]]:
+    """The tensors of one network by its family's names; lines that say what was done; what is left out.
 
     An average of the weights is taken only where there is nothing else.
     """
     places = [at for at in places if not AVERAGED.search(at[0])] or places
     if len(places) > 1:
+        places = [at for at in places if _has_blocks(family, at, tensors)]
+    if not places:
+        raise BadInput("its layers have no known names, as in a list of layers; save the whole network")
+    if len(places) > 1:
         raise BadInput(f"it has several networks, {some([at for at, _ in places])}; choose one with --key")
     ((taken_off, put_before),) = places
     own = {name for name in tensors if name.startswith(taken_off) and not name.endswith(COUNTED)}
     taken = {put_before + name.removeprefix(taken_off): tensors[name] for name in tensors if name in own}
-    said = [f"the weights are those under {shown(taken_off.rstrip('./'), 100)}"] if taken_off else []
-    if len(own) < len(tensors):
-        said.append(f"left out: {some([name for name in tensors if name not in own])}")
-    return taken, said
+    others = [name for name in tensors if name not in own]
+    if before := _before(taken_off, others):
+        raise BadInput(
+            f"in its network {some(before)} come before the ResNet, which this project's have not; "
+            "save the ResNet alone"
+        )
+    head = _head_beside(family, taken, {name: tensors[name] for name in others})
+    lines = [f"the weights are those under {shown(taken_off.rstrip('./'), 100)}"] if taken_off else []
+    return taken | head, lines, [name for name in others if name not in head]
+
+
+def _has_blocks(family: Family, at: tuple[str, str], tensors: Weights) -> bool:
+    """Whether there is a first block under these names: a block's own layers may be called as a stem is."""
+    ends = f"{family.words.separator}{family.words.weight}"
+    firsts = (family.pair(Place(basic=basic))[0] for basic in (True, False))
+    return any(f"{at[0]}{first.removeprefix(at[1])}{ends}" in tensors for first in firsts)
+
+
+def _before(begins: str, others: list[str]) -> list[str]:
+    """Which of other tensors are of layers before this one in an `nn.Sequential`."""
+    found = re.fullmatch(r"(.*?)(\d+)\.", begins)
+    if not found:
+        return []
+    above, number = found[1], int(found[2])
+    return [
+        name
+        for name in others
+        if (at := re.match(rf"{re.escape(above)}(\d+)\.", name)) and int(at[1]) < number
+    ]
+
+
+def _head_beside(family: Family, tensors: Weights, others: Weights) -> Weights:
+    """The only dense layer beside a network that has none, by its own names: people put one behind."""
+    separator, kernel = family.words.separator, f"{family.words.separator}{family.words.weight}"
+
+    def dense(among: Weights) -> list[str]:
+        return [name for name, array in among.items() if name.endswith(kernel) and np.ndim(array) == 2]
+
+    found = [name for name in dense(others) if not AVERAGED.search(name)]
+    if dense(tensors) or len(found) != 1:
+        return {}
+    bias = f"{found[0].removesuffix(kernel)}{separator}bias"
+    return {name: others[name] for name in (found[0], bias) if name in others}
 
 
 def _last_layer(family: Family, stages: int, tensors: Weights) -> str | None:

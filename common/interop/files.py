@@ -35,6 +35,8 @@ from common.weights import (
 KNOWN = "a .safetensors, .pth, .pt, .bin, .h5, .keras, .msgpack or .params file, or a checkpoint's folder"
 # What transformers calls its files, by the framework that wrote them.
 HUGGING_FACE = {"torch": "model.safetensors", "jax": "flax_model.msgpack", "tf": "tf_model.h5"}
+# What people have in place of a file that they did not download.
+NO_FILES = {b"version h": "a pointer of Git LFS", b"<!doctype": "a web page", b"<html": "a web page"}
 INDEX = ".index.json"  # of weights in several files
 HUB = [  # the files of a folder of the hub, the first that is there
     "model.safetensors",
@@ -101,6 +103,9 @@ def _kind(path: Path) -> str:
         raise MissingFile(f"{path} not found; give {KNOWN}")
     with path.open("rb") as file:
         start = file.read(9)
+    for begins, what in NO_FILES.items():
+        if start.lower().startswith(begins):
+            raise BadInput(f"{path} is {what}, not the checkpoint; download the file itself")
     if start.startswith(b"\x89HDF"):
         return "tf"
     if start.startswith(b"PK"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from common.data import CLASSES, imagenet
 from common.data.colours import in_figures
 from common.data.preparation import INTERPOLATIONS, Preparation
 from common.errors import BadInput
-from common.reading import brief, fits, read_json
+from common.reading import brief, fits
 
 PILLOWS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by their numbers
 TRANSFORMERS = "preprocessor_config.json"
@@ -39,8 +40,8 @@ DEFAULTS = {
     **dict.fromkeys(("d2l-torch", "d2l-mxnet", "d2l-tf", "d2l-jax"), _D2L),
 }
 
-# What the shorter side of an image is brought to for each file that torchvision publishes, by the first digits
-# of its SHA-256, which its name has: networks that were trained later see more of the image.
+# What the shorter side of an image is brought to for each file that torchvision publishes, by the first of
+# the digits of its SHA-256, which its name has: networks that were trained later see more of the image.
 PUBLISHED = {
     **dict.fromkeys(("f37072fd", "b627a593", "0676ba61", "63fe2227", "394f9c45", "7cdf4587"), 256),
     **dict.fromkeys(("8ba56ff5", "95faca4d", "32ee1156"), 256),
@@ -51,7 +52,7 @@ PUBLISHED = {
 
 def of_published(path: Path) -> Preparation | None:
     """How images are prepared for the very file that torchvision publishes; None of another file."""
-    if path.suffix != ".pth":
+    if path.suffix != ".pth" or not path.is_file():
         return None
     with path.open("rb") as file:
         side = PUBLISHED.get(hashlib.file_digest(file, "sha256").hexdigest()[:8])
@@ -85,23 +86,30 @@ def of_timm(said: Mapping[str, Any], channels: int) -> Preparation:
     Raises:
         ValueError: if it is damaged, or images are prepared in a way that is none of ours.
     """
-    try:
-        size = said.get("input_size", (channels, 224, 224))[1:]
-        share = said.get("crop_pct") or 0.875
-        mode = said.get("crop_mode") or "center"
-        interpolation = said.get("interpolation") or "bicubic"
-        if mode not in ("center", "squash"):
-            raise BadInput(f"crop_mode is {brief(mode)}")
-        return Preparation(
-            tuple(size),
-            channels,
-            _figures(said.get("mean", imagenet.MEAN), said.get("std", imagenet.STD), channels),
-            "whole" if mode == "squash" else "crop",
-            tuple(math.floor(side / share) for side in size),
-            _known(interpolation),
-        )
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise BadInput(str(error)) from None
+    whole = said.get("input_size") or (channels, 224, 224)
+    share = said.get("crop_pct") or 0.875
+    mode = said.get("crop_mode") or "center"
+    mean, std = said.get("mean") or imagenet.MEAN, said.get("std") or imagenet.STD
+    if mode not in ("center", "squash"):
+        raise BadInput(f"crop_mode is {brief(mode)}")
+    if not fits(whole, tuple[int, int, int]):
+        raise BadInput(f"input_size is {brief(whole)}")
+    if not (fits(share, float) and 1e-3 < share <= 1):
+        raise BadInput(f"crop_pct is {brief(share)}")
+    size = whole[1], whole[2]
+    return Preparation(
+        size,
+        channels,
+        _figures(mean, std, channels),
+        "whole" if mode == "squash" else "crop",
+        (math.floor(size[0] / share), math.floor(size[1] / share)),
+        _known(said.get("interpolation") or "bicubic"),
+    )
+
+
+# Image processors of transformers that are served. ConvNext's, which ResNets have, resizes and cuts by one
+# size; some bring images to a height and a width, some their shortest edge to one size, and cut after that.
+SQUASHING, COVERING = ("ViT", "DeiT"), ("CLIP", "Bit")
 
 
 def of_transformers(said: Mapping[str, Any], channels: int) -> Preparation:
@@ -116,45 +124,43 @@ def of_transformers(said: Mapping[str, Any], channels: int) -> Preparation:
     factor = said.get("rescale_factor", 1 / 255)
     if not (fits(factor, float) and math.isclose(factor, 1 / 255, rel_tol=1e-6)):
         raise BadInput(f"rescale_factor is {brief(factor)}")
-    try:
-        size, scaled = _sizes(said)
-        normalize = "none"
-        if said.get("do_normalize", True):
-            normalize = _figures(said["image_mean"], said["image_std"], channels)
-        number = said.get("resample", PILLOWS.index("bicubic"))
-        fit = "whole" if size == scaled or "height" in _size(said) else "crop"
-        return Preparation(size, channels, normalize, fit, scaled, _known(PILLOWS[number]), half="down")
-    except KeyError as error:
-        raise BadInput(f"{error.args[0]} is not said") from None
-    except (TypeError, ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
-        raise BadInput(str(error)) from None
-
-
-def _sizes(said: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size, and what an image is brought to before the centre is cut out."""
-    size = _size(said)
     kind = str(said.get("image_processor_type") or said.get("feature_extractor_type"))
-    if kind.startswith("ConvNext") or "crop_pct" in said:
-        shortest = size["shortest_edge"]
-        longer = int(shortest / said.get("crop_pct", 0.875)) if shortest < LARGE else shortest
-        return (shortest, shortest), (longer, longer)
-    if "height" in size:
-        around = size["height"], size["width"]
-        return (_cut(said) if said.get("do_center_crop") else around), around
-    shortest = size["shortest_edge"]
-    if not said.get("do_center_crop"):
-        raise BadInput("images keep their shape")
-    return _cut(said), (shortest, shortest)
+    kind = re.sub("(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", kind)
+    if kind == "ConvNext":
+        shortest = _side(said, "size", "shortest_edge")
+        share = said.get("crop_pct", 0.875)
+        if not (fits(share, float) and 1e-3 < share <= 1):
+            raise BadInput(f"crop_pct is {brief(share)}")
+        size = shortest, shortest
+        scaled = (int(shortest / share),) * 2 if shortest < LARGE else size
+        fit = "crop" if shortest < LARGE else "whole"
+    elif kind in SQUASHING:
+        fit, scaled = "whole", (_side(said, "size", "height"), _side(said, "size", "width"))
+        size = scaled
+    elif kind in COVERING:
+        fit, scaled = "crop", (_side(said, "size", "shortest_edge"),) * 2
+        if said.get("do_center_crop") is not True:
+            raise BadInput(f"do_center_crop is {brief(said.get('do_center_crop'))}")
+    else:
+        raise BadInput(f"its processor is {brief(kind)}")
+    if kind != "ConvNext" and said.get("do_center_crop"):
+        size = _side(said, "crop_size", "height"), _side(said, "crop_size", "width")
+    normalize = "none"
+    if said.get("do_normalize", True):
+        normalize = _figures(said.get("image_mean"), said.get("image_std"), channels)
+    number = said.get("resample")
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(PILLOWS):
+        raise BadInput(f"resample is {brief(number)}")
+    return Preparation(size, channels, normalize, fit, scaled, _known(PILLOWS[number]), half="down")
 
 
-def _size(said: Mapping[str, Any]) -> dict[str, int]:
-    size = said["size"]
-    return {"shortest_edge": size} if isinstance(size, int) else dict(size)
-
-
-def _cut(said: Mapping[str, Any]) -> tuple[int, int]:
-    cut = said["crop_size"]
-    return (cut, cut) if isinstance(cut, int) else (cut["height"], cut["width"])
+def _side(said: Mapping[str, Any], name: str, side: str) -> int:
+    """One of a size's sides; a single number stands for all."""
+    size = said.get(name)
+    found = size.get(side) if isinstance(size, dict) else size
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise BadInput(f"{name} is {brief(size)}")
+    return found
 
 
 def _known(interpolation: object) -> str:
@@ -163,7 +169,7 @@ def _known(interpolation: object) -> str:
     return str(interpolation)
 
 
-def _figures(mean: Sequence[float], std: Sequence[float], channels: int) -> str:
+def _figures(mean: Any, std: Any, channels: int) -> str:
     """Of each channel; where there are more or fewer, their mean for each, as timm has it."""
     for figures in (mean, std):
         if not (fits(figures, tuple[float, ...]) and figures):
@@ -171,18 +177,3 @@ def _figures(mean: Sequence[float], std: Sequence[float], channels: int) -> str:
     if len(mean) != channels:
         mean, std = ([sum(figures) / len(figures)] * channels for figures in (mean, std))
     return in_figures(mean, std)
-
-
-def read_transformers(folder: Path) -> Mapping[str, Any]:
-    """What a preprocessor_config.json in the folder says; empty where there is none.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    path = folder / TRANSFORMERS
-    if not path.is_file():
-        return {}
-    try:
-        return read_json(path, dict)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} is no {TRANSFORMERS} ({error}); mend it or take it away") from None

@@ -88,7 +88,7 @@ class Trainer:
             self._check_can_be_built(model, wrapped)
         began = ""
         if self.weights:
-            start, began, said = pretrained(Path(self.weights), wrapped.arch, data.seed)
+            start, began, said = pretrained(Path(self.weights), wrapped.arch, data.seed, data.classes)
             wrapped.load_weights(start)
             Console().say(said)
         elif self.resume and self.out:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,6 +202,85 @@ def test_weights_bring_their_conventions(root: Path, tmp_path: Path) -> None:
     succeed_here("train", "small", *options, "--out", tmp_path / "run")
     found, _ = load_checkpoint(tmp_path / "run/best.safetensors")
     assert found == dataclasses.replace(arch, num_classes=2)
+
+
+def named(path: Path, classes: list[str], **options: Any) -> Path:
+    """A small network of these classes, of which it finds the last in every image."""
+    arch = architecture("small", 3, len(classes))
+    weights = initial_weights(arch)
+    weights["last.bias"] = 100.0 * np.arange(len(classes))
+    says = {"classes": json.dumps(classes), "preparation": Preparation((28, 28), 3, **options).to_json()}
+    save_checkpoint(path, arch, weights, says)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("classes", "bias", "said"),
+    [
+        (["cat", "dog"], [0, 1], ""),
+        (["Dog", "CAT"], [1, 0], "the last layer's rows are in the order of cat, dog\n"),
+        (["fox", "cat"], [1, None], "the last layer's rows are in the order of cat, dog, and 1 are new\n"),
+        (["hen", "fox"], [0, 1], "it calls its classes otherwise, and they are taken in their order\n"),
+        (["a", "b", "c"], [None, None], "2 classes, not its 3, so the last layer is new\n"),
+    ],
+)
+def test_what_weights_know_of_a_class_stays_with_it(
+    root: Path, tmp_path: Path, classes: list[str], bias: list[int | None], said: str
+) -> None:
+    weights = named(tmp_path / "named.safetensors", classes)
+    options = ["--data", root, "--backend", "oracle", *SHORT, "--lr", "1e-30", "--weights", weights]
+    shown = succeed_here("train", "small", *options, "--out", tmp_path / "run")
+    assert (said in shown and said) or f"starting from {weights}\n" in shown
+    found = load_checkpoint(tmp_path / "run/best.safetensors")[1]["last.bias"]
+    assert found.round(9).tolist() == [0 if row is None else 100 * row for row in bias]
+
+
+def test_training_starts_from_the_images_that_weights_had(root: Path, tmp_path: Path) -> None:
+    how = {"normalize": "caffe", "scaled": (40, 36), "interpolation": "lanczos"}
+    weights = named(tmp_path / "named.safetensors", ["cat", "dog"], **how)
+    options = ["--data", root, "--backend", "oracle", "--epochs", "2", "--batch-size", "8"]
+    run, train = tmp_path / "run", ["train", "small", *options, "--weights", weights]
+    shown = succeed_here(*train, "--out", run)
+    line = "images: 28×28 as they are, others brought to cover 40×36 (lanczos), the centre of 28×28; BGR"
+    assert line in shown
+    settings = read_settings(run)
+    assert settings.preparation(3) == Preparation((28, 28), 3, fit="folder", **how)
+    for what in ("evaluate", "predict"):
+        assert line in succeed_here(what, run, root / "val", "--backend", "oracle")
+    succeed_here("train", "small", "--data", root, "--out", run, "--resume")  # the same settings
+    shown = succeed_here(*train, "--resize", "14", "--normalize", "none", "--out", tmp_path / "other")
+    assert "others brought to cover 20×18 (lanczos), the centre of 14×14; RGB in [0, 1]" in shown
+
+
+def test_evaluate_finds_classes_by_their_names(root: Path, tmp_path: Path) -> None:
+    options = ["--backend", "oracle", "--out", tmp_path / "x.png"]
+    for classes, accuracy in ((["dog", "cat"], "0.5000"), (["DOG", "Cat", "fox"], "0.0000")):
+        path = named(tmp_path / "named.safetensors", classes)
+        shown = succeed_here("evaluate", path, root / "val", *options)
+        assert "taken for them" not in shown and f"accuracy {accuracy}" in shown
+    done = run_here("evaluate", named(tmp_path / "named.safetensors", ["hen", "fox"]), root / "val", *options)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "has no class of those that" in done.stderr and "hen, fox; call its folders so" in done.stderr
+
+
+def test_folders_of_parts_are_no_classes(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for part, name in (("train", "Train"), ("val", "validation")):
+        (tmp_path / "data" / name).symlink_to(root / part)
+    done = run_here("train", "small", "--data", tmp_path / "data", "--backend", "oracle", *SHORT)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert (
+        "Train, validation for classes, which are no classes; call the folders train and val" in done.stderr
+    )
+
+
+def test_an_array_is_taken_as_it_is_and_that_is_said(trained: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 28, 28), np.uint8))
+    shown = succeed_here("predict", trained, tmp_path / "x.npy", "--backend", "oracle")
+    assert shown.startswith("array, taken as it is; images: 28×28 as they are, others the shorter side to 32")
+    for option in (["--normalize", "none"], ["--resize", "28"]):
+        done = run_here("predict", trained, tmp_path / "x.npy", *option)
+        assert done.returncode == 2 and "an array is taken as it is; leave out --resize" in done.stderr
 
 
 def test_predict_takes_folders_as_training_does_and_names_images_by_their_place(

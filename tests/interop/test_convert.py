@@ -612,7 +612,14 @@ def cut(path: Path) -> None:
 
 BAD_PICKLES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda path: path.touch(), "not a complete PyTorch file"),
-    "a web page": (lambda path: path.write_text("<html>404 not found</html>"), "it is no pickle"),
+    "a web page": (
+        lambda path: path.write_text("<html>404 not found</html>"),
+        "is a web page, not the checkpoint",
+    ),
+    "a pointer": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"),
+        "is a pointer of Git LFS, not the checkpoint",
+    ),
     "cut": (cut, "not a complete PyTorch file"),
     "a tensor": (lambda path: torch.save(torch.ones(3), path), "holds Tensor, not a state dict"),
     "a number": (lambda path: torch.save({"epoch": 3}, path), "it holds no tensors"),
@@ -732,11 +739,9 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"hidden_act": "gelu"}, "config.json says hidden_act 'gelu'"),
-        ({"downsample_in_first_stage": True}, "downsample_in_first_stage True"),
-        ({"architecture": "resnetaa50"}, "architecture 'resnetaa50'"),
-        ([1], "config.json is not what a model's config.json is"),
-        ({"hidden_act": "relu", "architecture": "resnet50", "downsample_in_bottleneck": False}, ""),
+        ({"model_type": "resnet", "hidden_act": "gelu"}, "config.json says hidden_act 'gelu'"),
+        ({"model_type": "resnet", "downsample_in_first_stage": True}, "downsample_in_first_stage True"),
+        ({"model_type": "resnet", "hidden_act": "relu", "downsample_in_bottleneck": False}, ""),
     ],
 )
 def test_what_tensors_do_not_show_is_read_in_the_config_beside_them(
@@ -748,7 +753,29 @@ def test_what_tensors_do_not_show_is_read_in_the_config_beside_them(
     if words:
         assert words in refused(capsys, *arguments)
     else:
-        converted(capsys, *arguments)
+        assert "beside it is not used" not in converted(capsys, *arguments)
+
+
+# What lies beside a file and is of something else.
+OTHERS: dict[str, tuple[Any, str]] = {
+    "no object": ([1], "config.json beside it is not used: "),
+    "a ViT's": ({"model_type": "vit", "hidden_act": "gelu"}, "its model_type is 'vit', not resnet"),
+    "one's own": ({"model_args": "--lr 0.1"}, "its model_type is None, not resnet"),
+    "timm's": ({"architecture": "resnet18", "num_features": 512}, "it is of timm, and the tensors are of"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_config_of_something_else_is_not_believed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    config, words = OTHERS[case]
+    save_file(tensors_of(BOTTLENECK), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text('{"size": 32}')
+    said = converted(capsys, tmp_path / "model.safetensors", tmp_path / "ours.safetensors")
+    assert words in said and "images: arrays" in said  # of 4 channels
+    assert "Taken for granted" in said and "classes" not in metadata(tmp_path / "ours.safetensors")
 
 
 def test_a_network_transformers_does_not_have_is_refused() -> None:

@@ -10,13 +10,15 @@ import pytest
 
 from common.architecture import Architecture
 from common.errors import BadInput
-from common.interop.convert import Said, from_family, to_family
+from common.interop.configs import TRANSFORMERS, Said
+from common.interop.convert import from_family, to_family
 from common.interop.families import FAMILIES
 from common.interop.prove import prove
 from tests.helpers import one_line
 from tests.interop.sources import BASIC, BOTTLENECK, Source, check, flax, gluon, keras, network
 
 # Family, how its network is made, and a network.
+FOLDER = Said(TRANSFORMERS, axes={"stride_on": "1x1"})  # what its config.json says
 SOURCES: dict[str, tuple[str, Callable[[str, Architecture], Source], Architecture]] = {
     "keras": ("keras", keras, replace(BOTTLENECK, stem_channels=64)),
     "gluon basic": ("gluon", gluon, BASIC),
@@ -56,7 +58,7 @@ def test_strides_that_only_transformers_in_pytorch_moves(family: str) -> None:
     """Its Flax and TensorFlow networks do not ask `downsample_in_bottleneck`."""
     arch, weights = network(family, BOTTLENECK)
     tensors = to_family(arch, weights, family).tensors
-    assert from_family(tensors, said=Said(axes={"stride_on": "1x1"})).arch.stride_on == "3x3"
+    assert from_family(tensors, said=FOLDER).arch.stride_on == "3x3"
     with pytest.raises(BadInput) as error:
         to_family(replace(arch, stride_on="1x1"), weights, family)
     one_line(error, f"{family} computes with stride_on 3x3")

@@ -22,11 +22,11 @@ from common.data.decode import decode
 from common.data.imagenet import classes
 from common.data.preparation import Preparation
 from common.errors import BadInput
+from common.interop.configs import PROCESSOR
 from common.interop.families import FAMILIES
 from common.interop.prepared import (
     DEFAULTS,
     PUBLISHED,
-    TRANSFORMERS,
     by_default,
     of_published,
     of_timm,
@@ -94,6 +94,7 @@ CFGS: dict[str, dict[str, Any]] = {
     "other figures": {"input_size": [3, 224, 224], "mean": [0.1, 0.2, 0.3], "std": [0.3, 0.2, 0.1]},
     "grey": {"input_size": [1, 64, 64], "mean": [0.2], "std": [0.4], "interpolation": "lanczos"},
     "nothing": {"tag": "none"},
+    "nulls": {"input_size": None, "crop_pct": None, "mean": None, "std": None, "interpolation": None},
 }
 
 
@@ -117,6 +118,15 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
         "CLIP",
         {"size": {"shortest_edge": 232}, "do_center_crop": True, "crop_size": {"height": 200, "width": 224}},
     ),
+    "resnet, all of it": ("ConvNext", {"size": {"shortest_edge": 96}, "crop_pct": 1.0, "resample": 3}),
+    "bit": (
+        "Bit",
+        {"size": {"shortest_edge": 200}, "do_center_crop": True, "crop_size": {"height": 200, "width": 200}},
+    ),
+    "deit": (
+        "DeiT",
+        {"size": {"height": 256, "width": 256}, "crop_size": {"height": 224, "width": 224}, "resample": 3},
+    ),
     "plain": ("ViT", {"size": {"height": 64, "width": 64}, "resample": 0, "do_normalize": False}),
 }
 
@@ -128,7 +138,7 @@ def test_transformers(photographs: list[Image], tmp_path: Path, name: str) -> No
     figures = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     made = getattr(importlib.import_module("transformers"), f"{kind}ImageProcessor")(**figures, **options)
     made.save_pretrained(tmp_path)
-    preparation = of_transformers(json.loads((tmp_path / TRANSFORMERS).read_text()), 3)
+    preparation = of_transformers(json.loads((tmp_path / PROCESSOR).read_text()), 3)
     one = PIXEL if preparation.normalize == "none" else PIXEL / 0.224
     for image in photographs:
         # Theirs resizes by PyTorch. After the first of two passes, both round to a uint8, and not always to
@@ -185,27 +195,33 @@ def test_greys_have_no_figures_and_others_no_preparation() -> None:
     assert by_default("d2l-jax", Architecture(((1, 4),), in_channels=3)) is None  # no Fashion-MNIST
 
 
+CLIP = {
+    "image_processor_type": "CLIPImageProcessorFast",
+    "size": {"shortest_edge": 224},
+    "crop_size": 224,
+    "do_center_crop": True,
+}
 WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "border": (of_timm, {"crop_mode": "border"}, "crop_mode is 'border'"),
     "interpolation": (of_timm, {"interpolation": "random"}, "interpolation is 'random'"),
-    "share": (of_timm, {"crop_pct": "x"}, ""),
-    "more than all": (of_timm, {"crop_pct": 2}, "has no centre"),
+    "share": (of_timm, {"crop_pct": "x"}, "crop_pct is 'x'"),
+    "more than all": (of_timm, {"crop_pct": 2}, "crop_pct is 2"),
     "size": (of_timm, {"input_size": [3, 10**9, 10**9]}, "pixels or fewer"),
-    "no size": (of_timm, {"input_size": 3}, ""),
+    "no size": (of_timm, {"input_size": 3}, "input_size is 3"),
     "mean": (of_timm, {"mean": "a", "std": [1]}, "mean or deviation is 'a'"),
     "deviation": (of_timm, {"mean": [0, 0, 0], "std": [0, 1, 1]}, "deviation above 0"),
     "kept": (of_transformers, {"do_resize": False}, "do_resize is False"),
     "integers": (of_transformers, {"do_rescale": False}, "do_rescale is False"),
     "halves": (of_transformers, {"rescale_factor": 1 / 127.5}, "rescale_factor is"),
-    "any shape": (of_transformers, {"size": {"shortest_edge": 4}}, "images keep their shape"),
-    "longest": (of_transformers, {"size": {"longest_edge": 4}}, "shortest_edge is not said"),
-    "figures": (of_transformers, {"size": {"height": 4, "width": 4}}, "image_mean is not said"),
-    "nothing": (of_transformers, {}, "size is not said"),
-    "number": (
-        of_transformers,
-        {"size": {"height": 4, "width": 4}, "do_normalize": False, "resample": 9},
-        "",
-    ),
+    "another processor": (of_transformers, {"image_processor_type": "LevitImageProcessor"}, "is 'Levit'"),
+    "none": (of_transformers, {}, "its processor is 'None'"),
+    "not cut": (of_transformers, CLIP | {"do_center_crop": False}, "do_center_crop is False"),
+    "true": (of_transformers, CLIP | {"size": True}, "size is True"),
+    "text": (of_transformers, CLIP | {"size": "224"}, "size is '224'"),
+    "longest": (of_transformers, CLIP | {"size": {"longest_edge": 4}}, "size is {'longest_edge': 4}"),
+    "figures": (of_transformers, CLIP, "mean or deviation is None"),
+    "resampler": (of_transformers, CLIP | {"do_normalize": False, "resample": 9}, "resample is 9"),
+    "below": (of_transformers, CLIP | {"do_normalize": False, "resample": -1}, "resample is -1"),
 }
 
 
@@ -243,11 +259,9 @@ def test_a_network_of_ones_own_classes_is_shown_what_torchvision_would_show_it(
     torch.save(model.state_dict(), tmp_path / "own.pth")
     path = tmp_path / "own.safetensors"
     said = converted(capsys, tmp_path / "own.pth", path)
-    assert (
-        "images: the shorter side to 256 (bilinear), the centre of 224×224; RGB normalised as imagenet"
-        in said
-    )
-    assert "images prepared as torchvision's own weights have them" in metadata(path)["assumed"]
+    whose = "as the family's own weights, torchvision's, have them"
+    assert f"images, {whose}: the shorter side to 256 (bilinear), the centre of 224×224" in said
+    assert f"images prepared {whose}" in metadata(path)["assumed"]
     options = ["--backend", "oracle", "--precision", "float64"]
     shown = succeed_here("predict", path, tmp_path / "photo.png", *options)
     assert "class 0" in shown and not any(name in shown for name in CLASSES)
@@ -259,7 +273,7 @@ def test_a_network_of_ones_own_classes_is_shown_what_torchvision_would_show_it(
 
 def test_what_timms_folder_says_travels_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = network()
-    names = [f"n{i}" for i in range(model.fc.out_features)]
+    names = [f"n0000000{i}" for i in range(model.fc.out_features)]
     folder = tmp_path / "hub"
     folder.mkdir()
     save_file(
@@ -272,7 +286,7 @@ def test_what_timms_folder_says_travels_along(tmp_path: Path, capsys: pytest.Cap
         "num_features": 512,
         "pretrained_cfg": CFGS["a1"] | {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         "label_names": names,
-        "label_descriptions": {"n0": "tench, Tinca tinca"},
+        "label_descriptions": {names[0]: "tench, Tinca tinca"},
     }
     (folder / "config.json").write_text(json.dumps(config))
     said = converted(capsys, folder, tmp_path / "ours.safetensors")
@@ -303,9 +317,7 @@ def test_what_transformers_folder_says_travels_along(
     ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.8).save_pretrained(tmp_path / "hub")
     capsys.readouterr()
     said = converted(capsys, tmp_path / "hub", tmp_path / "ours.safetensors")
-    assert (
-        "images: the shorter side to 80 (bicubic), the centre of 64×64; RGB normalised as inception" in said
-    )
+    assert "images, as its folder says: the shorter side to 80 (bicubic), the centre of 64×64" in said
     says = metadata(tmp_path / "ours.safetensors")
     assert "assumed" not in says and json.loads(says["classes"]) == list(labels.values())
 

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from common.architecture import Architecture
 from common.errors import BadInput
-from common.interop.convert import Said, from_family, to_family
+from common.interop.configs import TRANSFORMERS, Said
+from common.interop.convert import from_family, to_family
 from common.interop.files import read_tensors, write_tensors
 from common.interop.prove import prove
 from tests.helpers import built, one_line
@@ -29,6 +30,7 @@ from tests.interop.test_convert import (
     without_counters,
 )
 
+FOLDER = Said(TRANSFORMERS, axes={"stride_on": "1x1"})  # what its config.json says
 PROVEN = ["torchvision basic", "timm basic", "timm grouped", "transformers basic", "transformers bottleneck"]
 
 
@@ -57,7 +59,10 @@ def test_a_folder_of_transformers_is_loaded_by_transformers(
 ) -> None:
     arch = SOURCES["transformers bottleneck"][2]
     stride_on = "1x1" if downsample_in_bottleneck else "3x3"
-    found = from_family(state(model_of("transformers bottleneck")), said=Said(axes={"stride_on": stride_on}))
+    found = from_family(
+        state(model_of("transformers bottleneck")),
+        said=replace(FOLDER, axes={"stride_on": stride_on}),
+    )
     assert found.arch == replace(arch, stride_on=stride_on)
     there = to_family(found.arch, found.tensors, "transformers")
     folder = tmp_path / "theirs"
@@ -74,7 +79,7 @@ def test_a_folder_of_transformers_is_loaded_by_transformers(
 
 
 def test_strides_that_only_a_folder_can_tell_are_not_written_to_a_file(tmp_path: Path) -> None:
-    found = from_family(state(model_of("transformers bottleneck")), said=Said(axes={"stride_on": "1x1"}))
+    found = from_family(state(model_of("transformers bottleneck")), said=FOLDER)
     with pytest.raises(BadInput) as error:
         write_tensors(tmp_path / "model.safetensors", "transformers", found.arch, found.tensors, {})
     one_line(error, "give a folder as DEST")

@@ -25,12 +25,13 @@ from safetensors.torch import save_file
 
 from common import Architecture, load_checkpoint
 from common.errors import BadInput
-from common.interop.convert import from_family, read_config, to_family
+from common.interop.configs import read_config
+from common.interop.convert import from_family, to_family
 from common.interop.families import FAMILIES
 from common.interop.files import INDEX, read_tensors
 from common.weights import Weights, initial_weights
 from tests.helpers import one_line
-from tests.interop.families import randomised, timm
+from tests.interop.families import randomised, timm, torchvision
 from tests.interop.test_convert import SOURCES, converted, metadata, model_of, refused
 
 BASIC = "timm basic"
@@ -188,14 +189,57 @@ def test_of_several_networks_one_is_chosen(tmp_path: Path, capsys: pytest.Captur
     assert "under 'state_dict.module.teach' is no ResNet of torchvision" in line
 
 
-def test_a_head_beside_the_network_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("head", ["fc", "classifier", "head.0"])
+def test_a_head_beside_the_network_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], head: str
+) -> None:
     path, dest = tmp_path / "model.safetensors", tmp_path / "ours.safetensors"
-    state = {name if name.startswith("fc") else f"backbone.{name}": t for name, t in tensors().items()}
-    save_file(state, path)
-    line = refused(capsys, path, dest, "--from", "timm")
+    state = {
+        name.replace("fc", head) if name.startswith("fc") else f"backbone.{name}": tensor
+        for name, tensor in tensors().items()
+    }
+    save_file(state | {"projection.0.bias": torch.ones(3)}, path)
+    said = converted(capsys, path, dest, "--from", "timm", "--prove")
+    assert "left out: projection.0.bias\n" in said and (
+        head == "fc" or f"the last layer is its {head}\n" in said
+    )
+    check_same(ours(dest), expected())
+
+
+def test_of_two_heads_beside_the_network_none_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {f"backbone.{name}": tensor for name, tensor in headless().items()}
+    heads = {f"head{i}.weight": torch.ones(i, 16) for i in (2, 3)}
+    save_file(state | heads, tmp_path / "model.safetensors")
+    line = refused(capsys, tmp_path / "model.safetensors", tmp_path / "ours.safetensors", "--from", "timm")
     assert "it has no last layer; give --num-classes" in line
-    said = converted(capsys, path, dest, "--from", "timm", "--num-classes", "7")
-    assert "left out: fc.bias, fc.weight\n" in said
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (0, 2)])
+def test_layers_before_the_network_are_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], numbers: tuple[int, int]
+) -> None:
+    """As of `nn.Sequential(nn.BatchNorm2d(3), net)`."""
+    before, at = numbers
+    state = {f"{at}.{name}": tensor for name, tensor in tensors().items()}
+    save_file(state | {f"{before}.running_mean": torch.ones(3)}, tmp_path / "model.safetensors")
+    line = refused(capsys, tmp_path / "model.safetensors", tmp_path / "ours.safetensors")
+    assert f"in its network {before}.running_mean come before the ResNet" in line
+
+
+def test_a_list_of_a_networks_layers_is_named_for_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = torch.nn.Sequential(*list(network_of_torchvision().children())[:-1])
+    torch.save(net.state_dict(), tmp_path / "model.pth")
+    line = refused(capsys, tmp_path / "model.pth", tmp_path / "ours.safetensors")
+    assert "its layers have no known names, as in a list of layers; save the whole network" in line
+
+
+def network_of_torchvision() -> Any:
+    resnet = torchvision().models.resnet
+    return resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=3)
 
 
 # The last layer
@@ -416,7 +460,6 @@ def test_a_folder_is_named_for_what_it_is(tmp_path: Path, names: list[str], word
         ({"act_layer": "silu", "aa_layer": "blurpool"}, "act_layer 'silu', aa_layer 'blurpool'"),
         ({"checkpoint_path": "x.pth"}, "checkpoint_path 'x.pth'"),
         ({"pretrained": True}, "pretrained True"),
-        ([1], "its model_args are [1]"),
         ({"num_classes": 4, "in_chans": 2, "drop_rate": 0.1, "act_layer": "relu", "output_stride": 32}, ""),
     ],
 )
