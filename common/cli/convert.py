@@ -80,7 +80,6 @@ def convert(
 
     halves: list[str] = []
     metadata: dict[str, str] = {}
-    carried: dict[str, str] = {}
     with quiet():  # frameworks have much to say
         try:
             if to is not None:
@@ -118,12 +117,12 @@ def convert(
                 metadata["assumed"] = "; ".join(assumed)
             save_checkpoint(dest, found.arch, found.tensors, metadata)
         else:
+            carried = converting.carried(source)
             write: Any = partial(files.write_tensors, family=to, arch=found.arch, tensors=found.tensors)
             proof: Any = partial(proving.prove, to, found.arch, weights)
             if to == onnx_file.NAME:
                 write = partial(onnx_file.write_onnx, converted=found, opset=opset)
                 proof = partial(onnx_file.prove_onnx, arch=found.arch, weights=weights)
-                carried = onnx_file.carried(source)
             if prove:  # before anything is overwritten
                 with tempfile.TemporaryDirectory(prefix="resnet-tabs-") as folder:
                     trial = Path(folder) / dest.name

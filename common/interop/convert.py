@@ -23,13 +23,14 @@ from common.interop.families import FAMILIES, Family, Place
 from common.interop.prepared import by_default, of_published, usual_classes
 from common.reading import brief, shown, some
 from common.summary import KINDS
-from common.weights import Weights, check_tensors, initial_weights
+from common.weights import Weights, check_tensors, initial_weights, load_metadata
 
 # What tensors do not show.
 UNSEEN = (
     "ReLU, a 3×3 max-pool after the stem, stride 2 from the second stage on, a global average pool, "
     "no anti-aliasing"
 )
+OF_IMAGES = ("preparation", "classes")  # in a checkpoint's metadata
 NOTHING_SAID = Said()
 
 AVERAGED = re.compile("ema|averag|swa", re.IGNORECASE)  # what weights over many steps are called
@@ -89,7 +90,7 @@ class Images:
 def images_of(found: Converted, said: Said, path: Path) -> Images:
     """How a family's network, from this file or folder, wants its images, and what it calls their classes."""
     arch, metadata, assumed, lines = found.arch, {}, [], []
-    made, whose = None, f"as the family's own weights, {found.family}'s, have them"
+    made, whose = None, f"as {found.family}'s own weights take them"
     if arch.in_channels not in (1, 3):
         lines = [f"images: arrays, because image files do not have {arch.in_channels} channels"]
     elif said.prepare:
@@ -229,6 +230,11 @@ def to_family(arch: Architecture, weights: Weights, family: str) -> Converted:
         NO_NORM if identities else "",
         "the convolutions' biases are subtracted from the running means" if moved else "",
     )
+
+
+def carried(source: Path) -> dict[str, str]:
+    """What a checkpoint of ours says of images and classes, which holds for another file of it, too."""
+    return {name: text for name, text in load_metadata(source).items() if name in OF_IMAGES}
 
 
 def _identity(kind: str, bias: NDArray, epsilon: float) -> NDArray:

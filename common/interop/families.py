@@ -5,7 +5,7 @@ To add one, write its entry in `FAMILIES`, and name it in the tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -368,9 +368,10 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def hugging_face_config(arch: Architecture) -> dict[str, object]:
-    """What transformers' `ResNetConfig` is made of."""
+def hugging_face_config(arch: Architecture, classes: Sequence[str] = ()) -> dict[str, object]:
+    """What transformers' `ResNetConfig` is made of; `classes` are their names, as far as they have any."""
     labels = {str(i): f"LABEL_{i}" for i in range(arch.num_classes)}
+    labels |= {str(i): name for i, name in enumerate(classes)}
     return {
         "architectures": ["ResNetForImageClassification"],
         "model_type": "resnet",

@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 
 from common.architecture import Architecture
 from common.backend import BACKENDS, load_backend
+from common.data.preparation import Preparation
 from common.errors import BadInput, MissingBackend, MissingFile
 from common.files import output_folder, write_atomically
+from common.interop.configs import CONFIG, PROCESSOR
 from common.interop.convert import Converted
 from common.interop.families import FAMILIES, hugging_face_config
+from common.interop.prepared import for_transformers
 from common.reading import brief, fits, open_zip, read_json, some
 from common.weights import (
     NUMPY_TYPES,
@@ -152,14 +155,21 @@ def write_tensors(
 ) -> None:
     """Write a network as the family's own loader takes it; `metadata` where the format has room for it.
 
+    A folder of transformers gets the classes' names and how images are prepared, where transformers has it.
+
     Raises:
         ValueError: if the family has no such kind of file, or it cannot be written.
     """
     theirs = FAMILIES[family]
     if path.suffix == "" and theirs.config is not None:
         path = output_folder(path) / HUGGING_FACE[theirs.framework]
-        config = json.dumps(hugging_face_config(arch), indent=2) + "\n"
-        write_atomically(path.with_name("config.json"), config)
+        classes = json.loads(metadata.get("classes", "[]"))
+        config = json.dumps(hugging_face_config(arch, classes), indent=2) + "\n"
+        write_atomically(path.with_name(CONFIG), config)
+        if "preparation" in metadata:
+            made = for_transformers(Preparation.from_json(metadata["preparation"], arch.in_channels))
+            if made:
+                write_atomically(path.with_name(PROCESSOR), json.dumps(made, indent=2) + "\n")
     elif theirs.config and arch.stride_on != "3x3":
         raise BadInput(
             f"{path}: only a config.json can say where this network's strides are; give a folder as DEST"
@@ -184,7 +194,7 @@ def as_loaded(path: Path, found: Converted) -> Iterator[Path]:
         yield path
         return
     if path.is_dir():
-        takes = family.config is not None and (path / "config.json").is_file()
+        takes = family.config is not None and (path / CONFIG).is_file()
     else:
         takes = path.suffix in family.suffixes
     if takes and not found.said:
@@ -193,9 +203,9 @@ def as_loaded(path: Path, found: Converted) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="resnet-tabs-") as folder:
         written = Path(folder) / f"model{family.suffixes[0]}"
         write_tensors(written, found.family, found.arch, found.source, {})
-        config = path / "config.json" if path.is_dir() else path.with_name("config.json")
+        config = path / CONFIG if path.is_dir() else path.with_name(CONFIG)
         if config.is_file() and not written.is_dir():
-            shutil.copyfile(config, written.with_name("config.json"))
+            shutil.copyfile(config, written.with_name(CONFIG))
         yield written
 
 

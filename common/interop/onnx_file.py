@@ -15,7 +15,7 @@ from common.files import write_atomically
 from common.interop.convert import Converted
 from common.interop.prove import computed_by, held
 from common.onnx_graph import EPSILON_ADDED, OPSETS, USUAL, in_float32, onnx_model, with_epsilon
-from common.weights import SUMS, Weights, load_metadata
+from common.weights import Weights
 
 NAME = "onnx"  # beside those of the families
 
@@ -52,12 +52,6 @@ def to_onnx(arch: Architecture, weights: Weights) -> Converted:
         rounded=f"{EPSILON_ADDED}, and float64 becomes float32" if is_wide else EPSILON_ADDED,
         said=(f"images (N, {arch.in_channels}, H, W) → last (N, {arch.num_classes}); N, H and W are open",),
     )
-
-
-def carried(source: Path) -> dict[str, str]:
-    """What a checkpoint says of itself and is true of its ONNX file, too: its sums and proof are its own."""
-    said = load_metadata(source)
-    return {name: text for name, text in said.items() if name not in (*SUMS, "proof")}
 
 
 def write_onnx(path: Path, converted: Converted, metadata: Mapping[str, str], opset: int = USUAL) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.architecture import Architecture
 from common.data import CLASSES, imagenet
-from common.data.colours import in_figures
+from common.data.colours import colours, in_figures
 from common.data.preparation import INTERPOLATIONS, Preparation
 from common.errors import BadInput
 from common.reading import brief, fits
@@ -152,6 +152,31 @@ def of_transformers(said: Mapping[str, Any], channels: int) -> Preparation:
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(PILLOWS):
         raise BadInput(f"resample is {brief(number)}")
     return Preparation(size, channels, normalize, fit, scaled, _known(PILLOWS[number]), half="down")
+
+
+def for_transformers(made: Preparation) -> dict[str, Any] | None:
+    """What `of_transformers` reads as this; None where transformers has no processor that does it.
+
+    A folder's images are always cut, as a processor does.
+    """
+    how, (height, width), (tall, wide) = colours(made.normalize, made.channels), made.size, made.around
+    said: dict[str, Any] = {
+        "do_normalize": made.normalize != "none",
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": how.mean,
+        "image_std": how.std,
+        "rescale_factor": 1 / 255,
+        "resample": PILLOWS.index(made.interpolation),
+    }
+    if (how.order, how.highest) != ("rgb", 1) or made.fit == "fashion-mnist":
+        return None
+    if made.fit == "whole" and made.size == made.around:
+        return said | {"image_processor_type": "ViTImageProcessor", "size": {"height": tall, "width": wide}}
+    if made.fit == "whole" or tall != wide:
+        return None
+    cut = {"crop_size": {"height": height, "width": width}, "do_center_crop": True}
+    return said | cut | {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": tall}}
 
 
 def _side(said: Mapping[str, Any], name: str, side: str) -> int:

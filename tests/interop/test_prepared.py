@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from safetensors.torch import save_file
 
-from common import Architecture, load_checkpoint
+from common import Architecture, initial_weights, load_checkpoint, save_checkpoint
 from common.data import CLASSES
 from common.data.decode import decode
 from common.data.imagenet import classes
@@ -259,7 +259,7 @@ def test_a_network_of_ones_own_classes_is_shown_what_torchvision_would_show_it(
     torch.save(model.state_dict(), tmp_path / "own.pth")
     path = tmp_path / "own.safetensors"
     said = converted(capsys, tmp_path / "own.pth", path)
-    whose = "as the family's own weights, torchvision's, have them"
+    whose = "as torchvision's own weights take them"
     assert f"images, {whose}: the shorter side to 256 (bilinear), the centre of 224×224" in said
     assert f"images prepared {whose}" in metadata(path)["assumed"]
     options = ["--backend", "oracle", "--precision", "float64"]
@@ -320,6 +320,37 @@ def test_what_transformers_folder_says_travels_along(
     assert "images, as its folder says: the shorter side to 80 (bicubic), the centre of 64×64" in said
     says = metadata(tmp_path / "ours.safetensors")
     assert "assumed" not in says and json.loads(says["classes"]) == list(labels.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"normalize": "imagenet", "interpolation": "bicubic"}, "Bit"),
+        ({"normalize": "none", "scaled": (64, 64)}, "Bit"),
+        ({"normalize": "0.1,0.2,0.3/0.3,0.2,0.1", "fit": "whole", "scaled": (64, 64)}, "ViT"),
+        ({"fit": "whole", "scaled": (80, 80)}, ""),
+        ({"normalize": "caffe"}, ""),
+        ({"fit": "fashion-mnist"}, ""),
+    ],
+)
+def test_transformers_is_told_what_it_can_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], kind: str
+) -> None:
+    arch = Architecture(((1, 8), (1, 16)), in_channels=3, num_classes=3, stem_channels=8, shortcut_norm=True)
+    made = Preparation((64, 64), 3, **{"half": "down", **options})
+    says = {"preparation": made.to_json(), "classes": '["ä", "b", "c"]'}
+    save_checkpoint(tmp_path / "ours.safetensors", arch, initial_weights(arch), says)
+    converted(capsys, tmp_path / "ours.safetensors", tmp_path / "hub", "--to", "transformers")
+    assert (tmp_path / "hub" / PROCESSOR).is_file() == bool(kind)
+    converted(capsys, tmp_path / "hub", tmp_path / "back.safetensors")
+    back = metadata(tmp_path / "back.safetensors")
+    assert json.loads(back["classes"]) == ["ä", "b", "c"]
+    if kind:
+        torchvision()  # transformers imports it
+        transformers = importlib.import_module("transformers")
+        loaded = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hub")
+        assert type(loaded).__name__.startswith(f"{kind}ImageProcessor")
+        assert Preparation.from_json(back["preparation"], 3) == made
 
 
 def test_imagenets_classes_are_named_and_taken_for_granted(
