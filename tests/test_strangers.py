@@ -307,6 +307,20 @@ def read_of_run(path: Path) -> None:
     Architecture.from_json(found.architecture)
 
 
+CONFIGS: list[dict[str, Any]] = [
+    {"model_type": "resnet", "hidden_act": "relu", "downsample_in_bottleneck": True},
+    {
+        **{"architecture": "resnet18", "num_features": 512, "label_names": ["a", "b"]},
+        "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 0.9, "mean": [0.5] * 3, "std": [0.5] * 3},
+    },
+]
+PREPROCESSOR: dict[str, Any] = {
+    **{"image_processor_type": "CLIPImageProcessor", "do_center_crop": True, "resample": 3},
+    **{"size": {"shortest_edge": 80}, "crop_size": {"height": 64, "width": 64}},
+    **{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2]},
+}
+
+
 def test_measurements_and_configs(place: Path) -> None:
     workload = Workload("small", ARCH, (3, 32, 32), (1,))
     cell = {
@@ -326,10 +340,22 @@ def test_measurements_and_configs(place: Path) -> None:
     text = json.dumps(bench).encode()
     path = place / "bench.json"
     check_spoilt(path, lambda draw, _: spoilt_json(draw, bench), read_and_compare, 150, text)
-    config = {"hidden_act": "relu", "downsample_in_bottleneck": True, "architecture": "resnet18"}
-    text = json.dumps(config).encode()
+
+    def read_and_prepare(path: Path) -> None:
+        said = read_config(path.parent)  # in a folder they are its own
+        if said.prepare:
+            said.prepare(3)
+
     path = place / "config.json"
-    check_spoilt(path, lambda draw, _: spoilt_json(draw, config), read_config, 100, text)
+    for config in CONFIGS:
+        text = json.dumps(config).encode()
+        check_spoilt(
+            path, lambda draw, _, config=config: spoilt_json(draw, config), read_and_prepare, 100, text
+        )
+    path.write_text(json.dumps(CONFIGS[0]))
+    text = json.dumps(PREPROCESSOR).encode()
+    path = place / "preprocessor_config.json"
+    check_spoilt(path, lambda draw, _: spoilt_json(draw, PREPROCESSOR), read_and_prepare, 100, text)
 
 
 @pytest.mark.filterwarnings("ignore")
